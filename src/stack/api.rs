@@ -1,0 +1,396 @@
+//! The types at the stack's border: what its driver hands in and gets back.
+
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+
+/// The driver's own name for a socket or stream. The stack only hands it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// The stack's name for a socket. Stale ones are noticed and refused, never confused with a later socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// Memory and decisions that belong to the driver. Called from inside the stack; must not call back into it.
+pub trait Host {
+    /// A handshake on `listener` is complete. The stream that carries the connection from here on, or None to leave
+    /// the last ACK unanswered as if it had been lost (no room in the accept queue).
+    fn accept(&mut self, listener: Token, local: SocketAddr, remote: SocketAddr) -> Option<Stream>;
+    /// Writes payload at a position of the receive stream: `at` is always less than `rx_capacity` beyond what the
+    /// program has read, and may leave gaps that later calls fill.
+    fn rx_write(&mut self, stream: Token, at: u64, data: &[u8]);
+    /// Copies bytes of the transmit stream: from what was acknowledged to what `Stack::tcp_send` announced.
+    fn tx_read(&mut self, stream: Token, at: u64, out: &mut [u8]);
+    /// A datagram for `socket`. False when its queue is full: the stack counts it as dropped.
+    fn datagram_in(&mut self, socket: Token, meta: &DatagramMeta, payload: &[u8]) -> bool;
+    /// Takes the next datagram that `socket` wants to send, its payload copied to the front of `out`; None when there
+    /// is none. A payload longer than `out` is dropped by the host and not returned.
+    fn datagram_out(&mut self, socket: Token, out: &mut [u8]) -> Option<DatagramMeta>;
+}
+
+/// What [`Host::accept`] gives for a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    pub token: Token,
+    /// Bytes, both a power of two. The receive capacity must be what the listener announced.
+    pub rx_capacity: u32,
+    pub tx_capacity: u32,
+}
+
+/// What goes with a datagram's payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatagramMeta {
+    /// Payload bytes.
+    pub len: usize,
+    /// In: our address. Out: the source, unspecified for "as routed".
+    pub local: SocketAddr,
+    /// In: the sender. Out: the destination.
+    pub remote: SocketAddr,
+    pub tos: u8,
+    /// TTL or hop limit; out: 0 for the default.
+    pub ttl: u8,
+}
+
+/// An address of the stack, with the prefix of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    pub address: IpAddr,
+    /// 0 to 32 or 0 to 128.
+    pub prefix_bits: u8,
+}
+
+/// A route. Longest prefix wins; among equals the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub network: IpAddr,
+    pub prefix_bits: u8,
+    /// None: on link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// A neighbour that needs no resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaticNeighbor {
+    pub address: IpAddr,
+    pub mac: Mac,
+}
+
+/// Who resolves neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeighborMode {
+    /// The stack speaks ARP and NDP and answers for its addresses.
+    Own,
+    /// The kernel shares the addresses and answers; the driver feeds [`NeighborUpdate`]s and hears
+    /// `Event::NeighborWanted`.
+    External,
+}
+
+/// What is known of a neighbour by someone else (the kernel's table).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighborUpdate {
+    pub address: IpAddr,
+    /// None: it doesn't answer, or is gone.
+    pub mac: Option<Mac>,
+}
+
+/// The NIC's receive-side scaling, so that answers to our connections come to our queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rss {
+    /// Toeplitz key, 40 bytes or more.
+    pub key: Vec<u8>,
+    /// Indirection table: hash modulo its length gives the queue.
+    pub indirection: Vec<u16>,
+    /// This stack's queue.
+    pub queue: u16,
+}
+
+/// Everything a stack is made with.
+#[derive(Clone, Debug)]
+pub struct StackConfig {
+    pub mac: Mac,
+    /// Largest IP packet in bytes, 1,280 to 9,000.
+    pub mtu: usize,
+    pub addresses: Vec<InterfaceAddress>,
+    pub routes: Vec<Route>,
+    pub neighbors: Vec<StaticNeighbor>,
+    pub neighbor_mode: NeighborMode,
+    /// First and last port for outgoing connections of this shard (each shard has its own range).
+    pub ephemeral_ports: (u16, u16),
+    pub rss: Option<Rss>,
+    /// Whether the stack must compute and verify checksums. Off only in simulations that say so.
+    pub checksums: bool,
+    pub tcp: TcpConfig,
+    pub limits: Limits,
+}
+
+/// TCP's numbers. Defaults are Linux's unless the field says why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpConfig {
+    /// RFC 6298 minimum retransmission timeout.
+    pub min_rto: Duration,
+    pub max_rto: Duration,
+    /// SYN, SYN-ACK and data retransmissions before giving up (tcp_syn_retries, tcp_synack_retries, tcp_retries2).
+    pub syn_retries: u8,
+    pub synack_retries: u8,
+    pub data_retries: u8,
+    /// Longest time an ACK is held back (RFC 1122 4.2.3.2 allows 500 ms; Linux uses 40 ms).
+    pub delayed_ack: Duration,
+    /// TIME-WAIT, 2 x MSL as Linux counts it.
+    pub time_wait: Duration,
+    /// FIN-WAIT-2 without an owner (tcp_fin_timeout).
+    pub fin_timeout: Duration,
+    pub keepalive_idle: Duration,
+    pub keepalive_interval: Duration,
+    pub keepalive_probes: u8,
+    pub timestamps: bool,
+    pub window_scaling: bool,
+    pub sack: bool,
+    pub congestion: Congestion,
+}
+
+/// Congestion control by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    Cubic,
+    Reno,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            min_rto: Duration::from_millis(200),
+            max_rto: Duration::from_secs(120),
+            syn_retries: 6,
+            synack_retries: 5,
+            data_retries: 15,
+            delayed_ack: Duration::from_millis(40),
+            time_wait: Duration::from_secs(60),
+            fin_timeout: Duration::from_secs(60),
+            keepalive_idle: Duration::from_secs(7200),
+            keepalive_interval: Duration::from_secs(75),
+            keepalive_probes: 9,
+            timestamps: true,
+            window_scaling: true,
+            sack: true,
+            congestion: Congestion::Cubic,
+        }
+    }
+}
+
+/// Every table and queue of the stack has a limit; reaching it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in any state but TIME-WAIT and SYN-RECEIVED.
+    pub connections: usize,
+    /// Half-open connections over all listeners.
+    pub half_open: usize,
+    /// TIME-WAIT records; the oldest goes when one more comes.
+    pub time_wait: usize,
+    /// Entries of the neighbour cache.
+    pub neighbors: usize,
+    /// Packets held for one unresolved neighbour.
+    pub packets_per_neighbor: usize,
+    /// Answers (ARP, ICMP, RST) that wait to be sent.
+    pub outbox: usize,
+    /// ICMP errors and RSTs for unknown flows a second.
+    pub replies_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 262_144,
+            half_open: 16_384,
+            time_wait: 131_072,
+            neighbors: 1024,
+            packets_per_neighbor: 8,
+            outbox: 1024,
+            replies_per_second: 1000,
+        }
+    }
+}
+
+/// Per-connection options, as setsockopt sets them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TcpOptions {
+    pub no_delay: bool,
+    pub cork: bool,
+    pub quick_ack: bool,
+    pub keep_alive: bool,
+    /// None: the configuration's.
+    pub keepalive_idle: Option<Duration>,
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_probes: Option<u8>,
+    pub user_timeout: Option<Duration>,
+    /// TCP_MAXSEG: upper bound for the MSS, both announced and used.
+    pub max_segment: Option<u16>,
+    pub tos: u8,
+    /// 0: 64.
+    pub ttl: u8,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// None: any address of the families below.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+/// What happened to a socket since the last time: the newest values, however many changes there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Tcp {
+        token: Token,
+        socket: SocketId,
+        state: TcpSnapshot,
+    },
+    /// A new connection took a stream of [`Host::accept`]; its first `Tcp` event follows.
+    Accepted {
+        listener: Token,
+        stream: Token,
+        socket: SocketId,
+        local: SocketAddr,
+        remote: SocketAddr,
+    },
+    /// An ICMP error for a datagram that `token` had sent.
+    DatagramError {
+        token: Token,
+        error: Error,
+    },
+    /// Datagrams of `token` left: there is room again.
+    DatagramSent {
+        token: Token,
+    },
+    /// [`NeighborMode::External`]: someone should resolve this address.
+    NeighborWanted {
+        address: IpAddr,
+    },
+}
+
+/// A connection as its owner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpSnapshot {
+    pub state: TcpState,
+    /// Bytes received in order since the start.
+    pub rx_tail: u64,
+    /// Bytes of ours acknowledged since the start.
+    pub tx_head: u64,
+    /// The peer's FIN came and everything before it.
+    pub peer_finished: bool,
+    /// Why the connection broke, once.
+    pub error: Option<Error>,
+    /// The stack is done with the connection: its stream memory is the driver's again and `socket` is stale.
+    pub released: bool,
+}
+
+/// RFC 9293 3.3.2, numbered as in Linux's tcp_states.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TcpState {
+    Established = 1,
+    SynSent = 2,
+    SynReceived = 3,
+    FinWait1 = 4,
+    FinWait2 = 5,
+    TimeWait = 6,
+    Closed = 7,
+    CloseWait = 8,
+    LastAck = 9,
+    Listen = 10,
+    Closing = 11,
+}
+
+/// Why something failed; each stands for one errno of Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Error {
+    /// ECONNREFUSED
+    Refused,
+    /// ECONNRESET
+    Reset,
+    /// ECONNABORTED
+    Aborted,
+    /// ETIMEDOUT
+    TimedOut,
+    /// EHOSTUNREACH: no answer to neighbour resolution, or an ICMP message says so.
+    HostUnreachable,
+    /// ENETUNREACH: no route.
+    NetworkUnreachable,
+    /// EADDRINUSE
+    AddressInUse,
+    /// EADDRNOTAVAIL: not an address of ours, or no free port.
+    AddressNotAvailable,
+    /// EMSGSIZE
+    MessageTooLong,
+    /// ENOBUFS: a limit was reached.
+    NoBuffers,
+    /// EBADF for a stale or foreign [`SocketId`].
+    NoSuchSocket,
+    /// EPROTO: an ICMP protocol error.
+    Protocol,
+}
+
+/// Numbers for `ss` and TCP_INFO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInfo {
+    pub state: TcpState,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub send_mss: u32,
+    pub receive_mss: u32,
+    pub cwnd: u32,
+    pub ssthresh: u32,
+    pub srtt: Duration,
+    pub rttvar: Duration,
+    pub rto: Duration,
+    pub retransmits: u32,
+    pub bytes_in_flight: u32,
+    pub send_window: u32,
+    pub receive_window: u32,
+    pub send_scale: u8,
+    pub receive_scale: u8,
+    pub timestamps: bool,
+    pub sack: bool,
+}
+
+/// What the stack counted. All only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Counters {
+    pub frames_in: u64,
+    pub bytes_in: u64,
+    pub frames_out: u64,
+    pub bytes_out: u64,
+    pub arp_in: u64,
+    pub icmp_in: u64,
+    pub udp_in: u64,
+    pub udp_out: u64,
+    pub tcp_in: u64,
+    pub tcp_out: u64,
+    pub tcp_retransmits: u64,
+    pub tcp_resets_in: u64,
+    pub tcp_resets_out: u64,
+    pub tcp_opened_active: u64,
+    pub tcp_opened_passive: u64,
+    pub tcp_closed: u64,
+    pub tcp_challenge_acks: u64,
+    /// Frames not for us, or of a protocol that we don't speak.
+    pub drop_not_ours: u64,
+    pub drop_malformed: u64,
+    pub drop_checksum: u64,
+    pub drop_no_socket: u64,
+    pub drop_queue_full: u64,
+    pub drop_backlog: u64,
+    pub drop_no_neighbor: u64,
+    pub drop_no_route: u64,
+    pub drop_rate_limited: u64,
+    pub drop_fragment: u64,
+}

@@ -29,8 +29,11 @@ extern crate std;
 
 pub mod api;
 mod outbox;
+mod rss;
+mod siphash;
 pub mod tcp;
 mod time;
+mod wheel;
 
 pub use api::*;
 pub use time::Instant;

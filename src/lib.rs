@@ -1,1 +1,3 @@
 //! placeholder
+pub mod port;
+pub mod xdp;

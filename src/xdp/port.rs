@@ -1,0 +1,608 @@
+//! One queue of a device as a [`FrameIo`]: an AF_XDP socket with its UMEM and four rings (linux/if_xdp.h; the kernel's
+//! Documentation/networking/af_xdp.rst).
+
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{xdp_options, xdp_statistics};
+use rustix::net::xdp::XdpOptionsFlags;
+use rustix::net::{RecvFlags, SendFlags};
+use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
+use xsk_rs::umem::frame::FrameDesc;
+use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
+
+use super::frames::{Frames, Place, errno};
+use super::nic::Nic;
+use super::sys;
+use crate::port::{FrameIo, PortCounters, PortError};
+
+/// Whether the device reads and writes our frames itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Where the driver can; else the kernel copies.
+    #[default]
+    Auto,
+    /// Or fail.
+    Require,
+    /// The kernel copies.
+    Never,
+}
+
+/// Sizes and manners of a port. Rings have a power of two of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpOptions {
+    /// Frames in the UMEM; more than `fill`, and `fill + tx` to make use of all of both.
+    pub frames: u32,
+    /// Bytes of a frame, 256 of which are headroom: 2,048 for an MTU up to 1,500, else 4,096.
+    pub frame_bytes: u32,
+    /// Entries of the fill ring: frames that can arrive before the loop turns once.
+    pub fill: u32,
+    pub rx: u32,
+    pub tx: u32,
+    pub completion: u32,
+    pub zero_copy: ZeroCopy,
+    /// Let the device's softirq run inside our system calls (SO_PREFER_BUSY_POLL): lower latency for a core that polls
+    /// anyway.
+    pub busy_poll: bool,
+    /// Let the kernel say when it must be called (XDP_USE_NEED_WAKEUP). Off, every flush is a system call.
+    pub need_wakeup: bool,
+}
+
+impl Default for XdpOptions {
+    /// For a real NIC; 32 MiB a queue.
+    fn default() -> Self {
+        Self {
+            frames: 16_384,
+            frame_bytes: 2_048,
+            fill: 4_096,
+            rx: 2_048,
+            tx: 2_048,
+            completion: 2_048,
+            zero_copy: ZeroCopy::Auto,
+            busy_poll: false,
+            need_wakeup: true,
+        }
+    }
+}
+
+impl XdpOptions {
+    /// For veth and tests; 4 MiB a queue.
+    pub fn small() -> Self {
+        Self { frames: 2_048, fill: 1_024, rx: 1_024, tx: 512, completion: 512, ..Self::default() }
+    }
+}
+
+/// Descriptors moved between a ring and us at a time: enough to hide the cost of the call, few enough to stay in the
+/// first-level cache.
+const BATCH: usize = 64;
+
+/// Sockets close asynchronously: the queue of one just closed stays busy for up to some tens of milliseconds.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+/// A second of them.
+const BUSY_TRIES: u32 = 100;
+
+/// System calls that one flush may spend on a socket that can't take all at once.
+const SEND_TRIES: u32 = 4;
+
+/// One queue of a device. Receives what the XDP program redirects to its socket (see [`super::Steering`]).
+pub struct XdpPort {
+    rx: RxQueue,
+    tx: TxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    frames: Frames,
+    zero_copy: bool,
+    options: XdpOptions,
+    /// Most frames in tx and completion rings together: both always have room for that many.
+    most_sending: u32,
+    /// Frames were queued that the kernel may not have seen.
+    unsent: bool,
+    /// The last send found the kernel out of room: worth trying again soon.
+    congested: bool,
+    /// Packets that span several frames are put together and taken apart here.
+    jumbo: Jumbo,
+    last_error: Option<Errno>,
+    counters: PortCounters,
+    descs: [FrameDesc; BATCH],
+}
+
+struct Jumbo {
+    /// Bytes of the largest packet of this device.
+    capacity: usize,
+    /// The parts received so far.
+    rx: Vec<u8>,
+    /// A part was unusable: drop the packet up to its end.
+    rx_bad: bool,
+    /// The packet being filled; empty where each packet fits a frame.
+    tx: Vec<u8>,
+}
+
+impl XdpPort {
+    /// Binds to one queue of a device. Waits up to a second for a queue that was in use a moment ago.
+    pub fn open(ifname: &str, queue: u32, options: &XdpOptions) -> Result<Self, PortError> {
+        let nic = Nic::query(ifname)?;
+        let what = format!("open queue {queue} of {ifname}");
+        if queue >= nic.rx_queues {
+            let hint = format!("{ifname} has {} receive queue(s), numbered from 0", nic.rx_queues);
+            return Err(sys::error(what, io::Error::from_raw_os_error(libc::EINVAL), hint));
+        }
+        let prepared = Prepared::new(&nic, queue, options)
+            .map_err(|hint| sys::error(&what, io::Error::from_raw_os_error(libc::EINVAL), hint))?;
+        let mut tries = 0;
+        let mut port = loop {
+            tries += 1;
+            match prepared.bind() {
+                Ok(port) => break port,
+                // A socket whose bind failed can't be bound again: each try makes a new one.
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) && tries < BUSY_TRIES => pause(),
+                Err(cause) => {
+                    let hint = bind_hint(&cause, &nic, queue, options);
+                    return Err(sys::error(what, cause, hint));
+                }
+            }
+        };
+        port.tune();
+        port.refill();
+        Ok(port)
+    }
+
+    /// The socket, for [`super::Steering::set_socket`] and for polling.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket is open as long as `self`, which the borrow keeps.
+        unsafe { BorrowedFd::borrow_raw(self.rx.fd().as_raw_fd()) }
+    }
+
+    /// Whether the device reads and writes frames without a copy.
+    pub fn zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Socket options that help where they exist; none is needed.
+    fn tune(&mut self) {
+        /// linux/if_xdp.h, since 6.17: frames that one system call may send in copy mode; 32 without it.
+        const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
+        let set = |name: &str, level, option, value| match sys::set_int_option(self.fd(), level, option, value) {
+            // An older kernel.
+            Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+            Err(e) => tracing::debug!("{name} = {value}: {e}"),
+            Ok(()) => {}
+        };
+        set("XDP_MAX_TX_SKB_BUDGET", libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, self.options.tx as i32);
+        // In copy mode each frame in flight is charged to the socket with the kernel's overhead for a packet.
+        let in_flight = self.most_sending as usize * (self.options.frame_bytes as usize + 1024);
+        set("SO_SNDBUFFORCE", libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, in_flight.min(1 << 29) as i32);
+        if self.options.busy_poll {
+            // Documentation/networking/napi.rst; 20 microseconds and 64 packets are its examples.
+            set("SO_PREFER_BUSY_POLL", libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1);
+            set("SO_BUSY_POLL", libc::SOL_SOCKET, libc::SO_BUSY_POLL, 20);
+            set("SO_BUSY_POLL_BUDGET", libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, 64);
+        }
+    }
+
+    /// Keeps `options.fill` frames with the kernel to receive into.
+    fn refill(&mut self) {
+        let mut batch = [FrameDesc::default(); BATCH];
+        while self.frames.filling() < self.options.fill {
+            let wanted = (self.options.fill - self.frames.filling()) as usize;
+            let mut n = 0;
+            while n < wanted.min(BATCH)
+                && let Some(frame) = self.frames.take()
+            {
+                batch[n] = self.frames.lend(frame, Place::Fill, 0);
+                n += 1;
+            }
+            if n == 0 {
+                return;
+            }
+            // SAFETY: the frames are this UMEM's and were lent for this ring, nobody else has them.
+            let taken = unsafe { self.fill.produce(&batch[..n]) };
+            // The ring holds `options.fill` entries and no more frames than that are ever lent for it.
+            debug_assert!(taken == n);
+            if taken < n {
+                for desc in &batch[taken..n] {
+                    if let Some(frame) = self.frames.reclaim(desc.addr(), Place::Fill) {
+                        self.frames.give_back(frame);
+                    }
+                }
+                return;
+            }
+        }
+    }
+
+    /// Takes back the frames that have been sent.
+    fn drain_completions(&mut self) {
+        loop {
+            // SAFETY: frames in the completion ring were put into the tx ring of the same socket.
+            let n = unsafe { self.completion.consume(&mut self.descs) };
+            for desc in &self.descs[..n] {
+                match self.frames.reclaim(desc.addr(), Place::Send) {
+                    Some(frame) => self.frames.give_back(frame),
+                    None => self.counters.tx_errors += 1,
+                }
+            }
+            if n < BATCH {
+                return;
+            }
+        }
+    }
+
+    /// Makes the kernel look at our rings from inside a system call: busy polling, or a fill ring that asks for it.
+    fn wake_receive(&mut self) {
+        self.counters.syscalls += 1;
+        // EAGAIN is the usual answer; what matters is what came into the ring meanwhile.
+        let _ = rustix::net::recv(self.fd(), &mut [0u8; 0][..], RecvFlags::DONTWAIT);
+    }
+
+    /// Makes the kernel look at the tx ring.
+    fn wake_send(&mut self) {
+        for _ in 0..SEND_TRIES {
+            self.counters.syscalls += 1;
+            self.congested = false;
+            match rustix::net::send(self.fd(), &[], SendFlags::DONTWAIT) {
+                Ok(_) => {
+                    self.unsent = false;
+                    self.last_error = None;
+                    return;
+                }
+                // The budget of one call is spent, the device's queue or the socket's memory is full.
+                Err(Errno::AGAIN | Errno::BUSY | Errno::NOBUFS | Errno::INTR) => {
+                    self.congested = true;
+                    self.drain_completions();
+                }
+                Err(why) => {
+                    self.counters.tx_errors += 1;
+                    if self.last_error != Some(why) {
+                        tracing::warn!("cannot send: {why} (the frames wait in the ring)");
+                        self.last_error = Some(why);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn room_to_send(&self) -> u32 {
+        self.frames.free().min(self.most_sending - self.frames.sending())
+    }
+
+    /// Frames that one packet may need.
+    fn parts(&self) -> u32 {
+        self.jumbo.capacity.div_ceil(self.frames.capacity()) as u32
+    }
+
+    /// Puts lent frames into the tx ring.
+    fn produce(&mut self, n: usize) {
+        if n == 0 {
+            return;
+        }
+        // SAFETY: the frames are this UMEM's and were lent for this ring.
+        let taken = unsafe { self.tx.produce(&self.descs[..n]) };
+        // No more frames than the ring has entries are ever lent for it.
+        debug_assert!(taken == n);
+        for i in taken..n {
+            self.counters.tx_errors += 1;
+            if let Some(frame) = self.frames.reclaim(self.descs[i].addr(), Place::Send) {
+                self.frames.give_back(frame);
+            }
+        }
+        self.unsent |= taken > 0;
+    }
+
+    /// Receives one descriptor's bytes; true when a packet was handed to `handle`.
+    fn receive_one(&mut self, mut desc: FrameDesc, handle: &mut impl FnMut(&mut [u8])) -> bool {
+        let Some(frame) = self.frames.reclaim(desc.addr(), Place::Fill) else {
+            self.counters.rx_bad += 1;
+            return false;
+        };
+        let Jumbo { rx: joined, rx_bad, capacity, .. } = &mut self.jumbo;
+        let first = joined.is_empty() && !*rx_bad;
+        let last = !desc.has_more_frames();
+        let whole = match self.frames.received(&frame, &mut desc) {
+            Some(bytes) if first && last => Some(bytes),
+            Some(bytes) if !*rx_bad && joined.len() + bytes.len() <= *capacity => {
+                joined.extend_from_slice(bytes);
+                last.then_some(&mut joined[..])
+            }
+            // Outside its frame, or longer than any packet of this device: drop it up to its end.
+            _ => {
+                *rx_bad = true;
+                None
+            }
+        };
+        let handed = whole.is_some();
+        if let Some(bytes) = whole {
+            self.counters.rx_frames += 1;
+            self.counters.rx_bytes += bytes.len() as u64;
+            handle(bytes);
+        }
+        if last {
+            self.counters.rx_bad += u64::from(*rx_bad);
+            *rx_bad = false;
+            joined.clear();
+        }
+        self.frames.give_back(frame);
+        handed
+    }
+}
+
+impl FrameIo for XdpPort {
+    fn receive(&mut self, budget: usize, mut handle: impl FnMut(&mut [u8])) -> usize {
+        let (mut handed, mut left) = (0, budget);
+        let mut polled = !self.options.busy_poll;
+        while left > 0 {
+            let n = left.min(BATCH);
+            // SAFETY: frames in the rx ring were put into the fill ring of the same socket.
+            let n = unsafe { self.rx.consume(&mut self.descs[..n]) };
+            if n == 0 {
+                if polled {
+                    break;
+                }
+                polled = true;
+                self.wake_receive();
+                continue;
+            }
+            for i in 0..n {
+                let desc = self.descs[i];
+                handed += usize::from(self.receive_one(desc, &mut handle));
+            }
+            self.refill();
+            left -= n;
+        }
+        if self.options.need_wakeup && left < budget && self.fill.needs_wakeup() {
+            self.wake_receive();
+        }
+        handed
+    }
+
+    fn transmit(&mut self, budget: usize, mut fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
+        let parts = self.parts();
+        let (mut queued, mut batched) = (0, 0);
+        while queued < budget {
+            if self.room_to_send() < parts {
+                self.produce(batched);
+                batched = 0;
+                if !self.can_transmit() {
+                    self.counters.tx_no_buffer += 1;
+                    break;
+                }
+            }
+            if batched + parts as usize > BATCH {
+                self.produce(batched);
+                batched = 0;
+            }
+            let Some((length, used)) = self.fill_one(batched, &mut fill) else { break };
+            batched += used;
+            queued += 1;
+            self.counters.tx_frames += 1;
+            self.counters.tx_bytes += length as u64;
+        }
+        self.produce(batched);
+        queued
+    }
+
+    fn flush(&mut self) {
+        // Without the flag (zero-copy, the driver already at work) the kernel finds the frames by itself.
+        if self.unsent {
+            if !self.options.need_wakeup || self.tx.needs_wakeup() {
+                self.wake_send();
+            } else {
+                self.unsent = false;
+            }
+        }
+        if self.frames.sending() > 0 {
+            self.drain_completions();
+        }
+    }
+
+    fn can_transmit(&mut self) -> bool {
+        let parts = self.parts();
+        if self.room_to_send() < parts {
+            self.drain_completions();
+            if self.room_to_send() < parts && self.unsent {
+                self.wake_send();
+                self.drain_completions();
+            }
+        }
+        self.room_to_send() >= parts
+    }
+
+    fn frame_capacity(&self) -> usize {
+        self.jumbo.capacity
+    }
+
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        if self.unsent {
+            self.flush();
+        }
+        self.congested && self.unsent || self.rx.nb_avail(1) > 0
+    }
+
+    fn counters(&self) -> PortCounters {
+        let kernel = xdp_statistics(self.fd()).ok();
+        let kernel = kernel.as_ref();
+        PortCounters {
+            // Frames longer than ours are among rx_dropped; the kernel does not tell them apart.
+            rx_ring_full: kernel.map_or(0, |k| k.rx_ring_full.unwrap_or(0) + k.rx_dropped),
+            rx_bad: self.counters.rx_bad + kernel.map_or(0, |k| k.rx_invalid_descs),
+            tx_errors: self.counters.tx_errors + kernel.map_or(0, |k| k.tx_invalid_descs),
+            frames_total: u64::from(self.frames.total()),
+            frames_accounted: u64::from(self.frames.free() + self.frames.filling() + self.frames.sending()),
+            ..self.counters
+        }
+    }
+}
+
+impl XdpPort {
+    /// Lets `fill` write a packet and lends its frames, as descriptors from `at` on. Returns its length and the number
+    /// of frames; None when there is nothing to send. The caller saw to room for [`Self::parts`] frames.
+    fn fill_one(&mut self, at: usize, fill: &mut impl FnMut(&mut [u8]) -> Option<usize>) -> Option<(usize, usize)> {
+        let part = self.frames.capacity();
+        if self.parts() == 1 {
+            let frame = self.frames.take()?;
+            let bytes = self.frames.bytes(&frame);
+            let most = bytes.len().min(self.jumbo.capacity);
+            let Some(length) = fill(&mut bytes[..most]) else {
+                self.frames.give_back(frame);
+                return None;
+            };
+            debug_assert!(length <= most);
+            let length = length.min(most);
+            self.descs[at] = self.frames.lend(frame, Place::Send, length);
+            return Some((length, 1));
+        }
+
+        let capacity = self.jumbo.capacity;
+        let length = fill(&mut self.jumbo.tx)?.min(capacity);
+        let mut used = 0;
+        let chunks = self.jumbo.tx[..length].chunks(part);
+        let last = chunks.len().saturating_sub(1);
+        for (i, chunk) in chunks.enumerate() {
+            let Some(frame) = self.frames.take() else { break };
+            self.frames.bytes(&frame)[..chunk.len()].copy_from_slice(chunk);
+            let mut desc = self.frames.lend(frame, Place::Send, chunk.len());
+            desc.set_options(if i < last { XDP_PKT_CONTD } else { 0 });
+            self.descs[at + i] = desc;
+            used += 1;
+        }
+        Some((length, used))
+    }
+}
+
+/// linux/if_xdp.h: the packet goes on in the next descriptor.
+const XDP_PKT_CONTD: u32 = 1;
+
+/// Fragments that the kernel takes for one packet: MAX_SKB_FRAGS, and the linear part.
+const MOST_PARTS: usize = 17;
+
+/// Options checked against the device: what a bind needs.
+struct Prepared<'a> {
+    options: &'a XdpOptions,
+    interface: Interface,
+    queue: u32,
+    umem: UmemConfig,
+    socket: SocketConfig,
+    frames: NonZeroU32,
+    capacity: usize,
+}
+
+impl<'a> Prepared<'a> {
+    /// Err says what is wrong with the options.
+    fn new(nic: &Nic, queue: u32, options: &'a XdpOptions) -> Result<Self, String> {
+        let XdpOptions { frames, frame_bytes, fill, rx, tx, completion, .. } = *options;
+        let ring = |name: &str, n: u32| {
+            QueueSize::new(n)
+                .map_err(|_| format!("{name} = {n} should be a power of two: a ring has that many entries"))
+        };
+        if frames <= fill {
+            return Err(format!("frames = {frames} should be more than fill = {fill}, or nothing can be sent"));
+        }
+        let umem = UmemConfig::builder()
+            .frame_size(FrameSize::new(frame_bytes).map_err(|e| format!("frame_bytes = {frame_bytes}: {e}"))?)
+            .fill_queue_size(ring("fill", fill)?)
+            .comp_queue_size(ring("completion", completion)?)
+            .build()
+            .map_err(|_| format!("frame_bytes = {frame_bytes} should be 2048 or 4096"))?;
+
+        // Ethernet's header and two VLAN tags.
+        let capacity = nic.mtu as usize + 22;
+        let parts = capacity.div_ceil(umem.mtu() as usize);
+        if parts > MOST_PARTS {
+            return Err(format!(
+                "the MTU of {} ({}) needs {parts} frames of {frame_bytes} bytes, and the kernel takes {MOST_PARTS}: \
+                 lower the MTU, or use frame_bytes = 4096",
+                nic.name, nic.mtu
+            ));
+        }
+        let mut flags = match options.zero_copy {
+            // Without either flag, the kernel tries without a copy and falls back by itself (EOPNOTSUPP).
+            ZeroCopy::Auto => BindFlags::empty(),
+            ZeroCopy::Require => BindFlags::XDP_ZEROCOPY,
+            ZeroCopy::Never => BindFlags::XDP_COPY,
+        };
+        flags.set(BindFlags::XDP_USE_NEED_WAKEUP, options.need_wakeup);
+        flags.set(BindFlags::XDP_USE_SG, parts > 1);
+        let socket = SocketConfig::builder()
+            .rx_queue_size(ring("rx", rx)?)
+            .tx_queue_size(ring("tx", tx)?)
+            .bind_flags(flags)
+            // The program is ours (Steering), not libxdp's.
+            .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+            .build();
+        Ok(Self {
+            options,
+            interface: nic.name.parse().map_err(|e| format!("the name {:?}: {e}", nic.name))?,
+            queue,
+            umem,
+            socket,
+            frames: NonZeroU32::new(frames).ok_or("frames = 0 leaves nothing to receive into")?,
+            capacity,
+        })
+    }
+
+    /// One try, with a new UMEM and a new socket.
+    fn bind(&self) -> io::Result<XdpPort> {
+        let frames = Frames::new(self.umem, self.frames)?;
+        // SAFETY: the UMEM is not shared, and no program is loaded by libxdp.
+        let made = unsafe { Socket::new(self.socket, frames.umem(), &self.interface, self.queue) };
+        let (tx, rx, rings) = made.map_err(errno)?;
+        let (fill, completion) = rings.ok_or_else(|| io::Error::other("libxdp made a socket without rings"))?;
+        let most_sending = self.options.tx.min(self.options.completion);
+        let joined = if self.capacity > frames.capacity() { self.capacity } else { 0 };
+        let mut port = XdpPort {
+            rx,
+            tx,
+            fill,
+            completion,
+            frames,
+            zero_copy: false,
+            options: *self.options,
+            most_sending,
+            unsent: false,
+            congested: false,
+            jumbo: Jumbo {
+                capacity: self.capacity,
+                rx: Vec::with_capacity(joined),
+                rx_bad: false,
+                tx: vec![0; joined],
+            },
+            last_error: None,
+            counters: PortCounters::default(),
+            descs: [FrameDesc::default(); BATCH],
+        };
+        port.zero_copy = xdp_options(port.fd()).is_ok_and(|o| o.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
+        Ok(port)
+    }
+}
+
+/// Between two tries to bind; the port is being opened, no shard runs yet.
+#[allow(clippy::disallowed_methods, reason = "start-up, before any loop")]
+fn pause() {
+    std::thread::sleep(BUSY_PAUSE);
+}
+
+fn bind_hint(cause: &io::Error, nic: &Nic, queue: u32, options: &XdpOptions) -> String {
+    let device = &nic.name;
+    match cause.raw_os_error() {
+        Some(libc::EBUSY) => format!(
+            "another AF_XDP socket is bound to queue {queue} of {device}, in this program or in another one (`ss \
+                 --xdp` lists them)"
+        ),
+        Some(libc::EOPNOTSUPP) if options.zero_copy == ZeroCopy::Require => {
+            format!("the driver `{}` can't give frames without a copy: set zero_copy to auto or never", nic.driver)
+        }
+        Some(libc::ENETDOWN) => format!("the device is down: ip link set {device} up"),
+        Some(libc::EINVAL) => format!(
+            "the device refuses these sizes: MTU {}, frame_bytes {}; frames of 4,096 bytes fit an MTU up to 3,498",
+            nic.mtu, options.frame_bytes
+        ),
+        Some(libc::EAFNOSUPPORT) => "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)".into(),
+        _ => String::new(),
+    }
+}

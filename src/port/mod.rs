@@ -2,6 +2,12 @@
 //!
 //! In: a loop asks for received frames and for room to send. Out: a device, a file descriptor, or a simulated link.
 
+pub mod af_packet;
+mod batch;
+mod checksum;
+pub mod pipe;
+pub mod tap;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 

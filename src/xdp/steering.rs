@@ -189,9 +189,15 @@ impl Steering {
         let program = self.object.progs().find(|p| p.name() == name).ok_or_else(|| {
             sys::error(&what, io::ErrorKind::NotFound.into(), "this build lacks the program: build again")
         })?;
-        // Two links on one device are refused; let go of ours before attaching anew.
-        self.link = None;
-        let attach = |flags| sys::bpf_link_create_xdp(program.as_fd(), ifindex, flags);
+        let mut held = self.link.take();
+        let mut attach = |flags| match sys::bpf_link_create_xdp(program.as_fd(), ifindex, flags) {
+            // Two links on one device are refused, and two modes too. If the one in the way is ours, it goes.
+            Err(why) if matches!(why.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) && held.is_some() => {
+                held = None;
+                sys::bpf_link_create_xdp(program.as_fd(), ifindex, flags)
+            }
+            other => other,
+        };
         let (link, got) = match mode {
             AttachMode::Generic => (attach(sys::XDP_FLAGS_SKB_MODE), AttachMode::Generic),
             AttachMode::Native => (attach(sys::XDP_FLAGS_DRV_MODE), AttachMode::Native),
@@ -208,12 +214,16 @@ impl Steering {
                 other => (other, AttachMode::Native),
             },
         };
-        let link = link.map_err(|cause| {
-            let hint = attach_hint(&cause, &nic);
-            sys::error(&what, cause, hint)
-        })?;
-        self.link = Some(link);
-        Ok(got)
+        // A failed try leaves what was attached before; a good one on another device replaces it.
+        let (link, result) = match link {
+            Ok(link) => (Some(link), Ok(got)),
+            Err(cause) => {
+                let hint = attach_hint(&cause, &nic);
+                (held, Err(sys::error(&what, cause, hint)))
+            }
+        };
+        self.link = link;
+        result
     }
 
     /// Gives all traffic back to the kernel. Harmless when not attached.
@@ -367,7 +377,7 @@ unsafe impl Sync for Beats {}
 fn attach_hint(cause: &io::Error, nic: &Nic) -> String {
     let device = &nic.name;
     match cause.raw_os_error() {
-        Some(libc::EBUSY) => {
+        Some(libc::EBUSY | libc::EEXIST) => {
             let which = sys::xdp_program_id(nic.ifindex).map_or(String::new(), |id| format!(" (id {id})"));
             format!(
                 "the device has an XDP program already{which}: `ip link show {device}` shows it, `ip link set {device} \

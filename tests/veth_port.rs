@@ -4,9 +4,10 @@
 mod netns;
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -253,6 +254,47 @@ fn the_kernel_gets_everything_back() {
     assert!(!hears());
     drop(steering);
     assert!(hears());
+}
+
+#[test]
+fn a_killed_engine_leaves_nothing_behind() {
+    if !can_run("a_killed_engine_leaves_nothing_behind") {
+        return;
+    }
+    let lab = Lab::new(Link::default());
+    lab.near.run(&format!("ip addr add {OURS}/24 dev {DEVICE}"));
+    introduce(&lab);
+    let program = std::env::current_exe().unwrap();
+    let line = format!("{} --ignored --exact --nocapture engine_to_be_killed", program.display());
+    let mut child = lab.near.command(&line).env(TO_BE_KILLED, "1").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("attached")), "the engine is up");
+    let shows_program = || lab.near.run(&format!("ip link show {DEVICE}")).contains("prog/xdp");
+    assert!(shows_program() && !kernel_hears(&lab.near, &lab.far, OURS, PORT));
+    // SIGKILL: no destructor runs.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!((0..50).any(|_| kernel_hears(&lab.near, &lab.far, OURS, PORT)));
+    assert!(!shows_program());
+}
+
+const TO_BE_KILLED: &str = "SIDESTEP_TEST_TO_BE_KILLED";
+
+/// Not a test: the other process of the one above.
+#[test]
+#[ignore = "started by a_killed_engine_leaves_nothing_behind"]
+fn engine_to_be_killed() {
+    if std::env::var_os(TO_BE_KILLED).is_none() {
+        return;
+    }
+    let mut steering = Steering::load().unwrap();
+    let port = XdpPort::open(DEVICE, 0, &XdpOptions::small()).unwrap();
+    steering.set_socket(0, port.fd()).unwrap();
+    steering.set_own(&[OURS.parse().unwrap()]).unwrap();
+    steering.set_heartbeat_timeout(Duration::ZERO).unwrap();
+    steering.attach(Nic::query(DEVICE).unwrap().ifindex, AttachMode::Native).unwrap();
+    println!("attached");
+    std::thread::sleep(PATIENCE);
 }
 
 #[test]

@@ -1,0 +1,150 @@
+//! Which bytes beyond the in-order part of a stream have come. The bytes themselves are in the receive ring already.
+
+use super::segment::MAX_SACK;
+use alloc::vec::Vec;
+
+/// Ranges kept per connection. A peer that makes more gets its segments dropped and must send them again: the work for
+/// one segment is bounded whatever it sends (CVE-2018-5390, "SegmentSmack").
+pub(super) const MAX_RANGES: usize = 64;
+
+/// Half-open ranges of positions, ascending, with a gap before each.
+#[derive(Debug, Default)]
+pub(super) struct Assembler {
+    ranges: Vec<(u64, u64)>,
+    /// Starts of what changed last, newest first: the order in which RFC 2018 section 4 wants blocks reported.
+    recent: [u64; MAX_SACK],
+}
+
+impl Assembler {
+    pub const fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Adds `start..end`. False: there is no room for another range, and nothing was changed.
+    pub fn insert(&mut self, start: u64, end: u64) -> bool {
+        if start >= end {
+            return true;
+        }
+        // What it touches, neighbours included, becomes one range.
+        let first = self.ranges.partition_point(|range| range.1 < start);
+        let last = self.ranges.partition_point(|range| range.0 <= end);
+        if first == last {
+            if self.ranges.len() >= MAX_RANGES {
+                return false;
+            }
+            self.ranges.insert(first, (start, end));
+            self.note(start);
+        } else {
+            let merged = (start.min(self.ranges[first].0), end.max(self.ranges[last - 1].1));
+            self.ranges[first] = merged;
+            self.ranges.drain(first + 1..last);
+            self.note(merged.0);
+        }
+        true
+    }
+
+    /// The stream is in order up to `position`. Returns up to where it is with what was waiting, and forgets that.
+    pub fn advance(&mut self, position: u64) -> u64 {
+        let passed = self.ranges.partition_point(|range| range.0 <= position);
+        let reached = self.ranges[..passed].last().map_or(position, |range| range.1.max(position));
+        self.ranges.drain(..passed);
+        if self.ranges.is_empty() {
+            // An idle connection should not keep what one bad moment needed.
+            self.ranges = Vec::new();
+        }
+        reached
+    }
+
+    /// Whether all of `start..end` is here already.
+    pub fn contains(&self, start: u64, end: u64) -> bool {
+        let at = self.ranges.partition_point(|range| range.1 < end);
+        self.ranges.get(at).is_some_and(|range| range.0 <= start && end <= range.1)
+    }
+
+    /// Ranges to report, at most `out.len()`, most recently changed first. Returns how many.
+    pub fn report(&self, out: &mut [(u64, u64)]) -> usize {
+        let mut count = 0;
+        let recent = self.recent.iter().filter_map(|start| self.containing(*start));
+        for range in recent.chain(self.ranges.iter().copied().take(MAX_SACK)) {
+            if count == out.len() {
+                break;
+            }
+            if !out[..count].contains(&range) {
+                out[count] = range;
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn containing(&self, position: u64) -> Option<(u64, u64)> {
+        let at = self.ranges.partition_point(|range| range.1 <= position);
+        self.ranges.get(at).copied().filter(|range| range.0 <= position)
+    }
+
+    fn note(&mut self, start: u64) {
+        if self.recent[0] != start {
+            let found = self.recent.iter().position(|s| *s == start).unwrap_or(MAX_SACK - 1);
+            self.recent[..=found].rotate_right(1);
+            self.recent[0] = start;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn newest_first() {
+        let mut assembler = Assembler::default();
+        for start in [10, 30, 50, 70, 90] {
+            assert!(assembler.insert(start, start + 5));
+        }
+        assert!(assembler.insert(35, 36));
+        let mut out = [(0, 0); 3];
+        assert_eq!(assembler.report(&mut out), 3);
+        assert_eq!(out, [(30, 36), (90, 95), (70, 75)]);
+        assert_eq!(assembler.advance(10), 15);
+        assert_eq!(assembler.report(&mut out), 3);
+        assert!(assembler.contains(31, 36) && !assembler.contains(31, 37) && !assembler.contains(15, 16));
+    }
+
+    #[test]
+    fn bounded() {
+        let mut assembler = Assembler::default();
+        for i in 0..1000 {
+            assert_eq!(assembler.insert(i * 10 + 1, i * 10 + 2), i < MAX_RANGES as u64);
+        }
+        // Growing what is there needs no room.
+        assert!(assembler.insert(0, 5000));
+        assert_eq!(assembler.advance(0), 5000);
+        assert!(assembler.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn as_a_set(steps in prop::collection::vec((any::<bool>(), 0_u64..300, 0_u64..40), 1..100)) {
+            let mut assembler = Assembler::default();
+            let mut model = BTreeSet::new();
+            let mut base = 0;
+            for (advance, start, len) in steps {
+                if advance {
+                    base = base.max(start);
+                    let mut reached = base;
+                    while model.contains(&reached) { reached += 1; }
+                    prop_assert_eq!(assembler.advance(base), reached);
+                    base = reached;
+                    model.retain(|x| *x >= base);
+                } else if start > base && assembler.insert(start, start + len) {
+                    model.extend(start..start + len);
+                }
+                let held: BTreeSet<u64> = assembler.ranges.iter().flat_map(|r| r.0..r.1).collect();
+                prop_assert_eq!(&held, &model);
+                prop_assert!(assembler.ranges.windows(2).all(|w| w[0].1 < w[1].0));
+            }
+        }
+    }
+}

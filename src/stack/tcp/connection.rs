@@ -1,0 +1,563 @@
+//! One connection: its state, what its owner sees of it, what its owner asks of it. What comes in changes it in
+//! `input`, what goes out is decided in `output`, what time does to it is in `timers`.
+//!
+//! **Positions.** Inside, sequence numbers are 64 bits wide and never wrap: the SYN is at [`ORIGIN`], the first byte of
+//! the stream right after it, the FIN after the last byte. The low 32 bits are the offset from the initial sequence
+//! number on the wire, because `ORIGIN` is a multiple of 2^32; it is not 0 so that there is room below for old segments.
+
+use super::assembler::Assembler;
+use super::congestion::{self, CongestionControl};
+use super::flow::FlowKey;
+use super::recovery::Scoreboard;
+use super::rtt::Rtt;
+use super::segment::{MIN_HEADER, TIMESTAMP_SPACE};
+use crate::wheel::TimerId;
+use crate::{Error, Instant, Stream, TcpConfig, TcpInfo, TcpOptions, TcpSnapshot, TcpState, Token};
+use alloc::boxed::Box;
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+
+/// Position of a SYN.
+pub(super) const ORIGIN: u64 = 1 << 32;
+/// Position of a stream's first byte.
+pub(super) const FIRST: u64 = ORIGIN + 1;
+/// A deadline that isn't set.
+pub(super) const NEVER: Instant = Instant::from_nanos(u64::MAX);
+
+/// RFC 9293 3.7.1: what a peer that doesn't say takes.
+const DEFAULT_MSS_V4: u16 = 536;
+const DEFAULT_MSS_V6: u16 = 1220;
+/// Smallest segment that we send, options included, whatever the peer says: with smaller ones it could make us work
+/// for nothing (CVE-2019-11479).
+const MIN_MSS: u16 = 88;
+/// First guess of what the peer's full segments are.
+const MIN_RECEIVE_MSS: u32 = 536;
+/// ACKs at once at the beginning of a connection, where the peer is in slow start (as Linux).
+const QUICK_ACKS: u8 = 16;
+/// Answers to segments that don't fit the window, per connection and second (RFC 5961 7).
+const ANSWERS_PER_SECOND: u8 = 10;
+
+/// What the two SYNs agreed on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Agreed {
+    /// The peer's option; None for the default.
+    pub mss: Option<u16>,
+    /// The peer's window shift; None: no scaling in either direction.
+    pub scale: Option<u8>,
+    pub sack: bool,
+    /// The peer's timestamp; None: no timestamps.
+    pub timestamp: Option<u32>,
+}
+
+/// What a connection is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup<'a> {
+    pub key: FlowKey,
+    pub hash: u64,
+    pub stream: Stream,
+    pub options: &'a TcpOptions,
+    pub iss: u32,
+    pub timestamp_offset: u32,
+    pub mtu: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub key: FlowKey,
+    pub hash: u64,
+    pub token: Token,
+    pub state: TcpState,
+    pub options: TcpOptions,
+    /// Why it broke; told to the owner once.
+    pub error: Option<Error>,
+    /// What ICMP said last: reported if the connection times out (RFC 5461).
+    pub soft_error: Option<Error>,
+
+    // What the tables around it keep here.
+    /// In the ready queue, or parked for a neighbour.
+    pub queued: bool,
+    pub event_queued: bool,
+    /// The owner should hear of something.
+    pub changed: bool,
+    /// The owner has closed it.
+    pub orphan: bool,
+    /// The stream's memory was given back.
+    pub released: bool,
+    pub timer: Option<TimerId>,
+    /// When the wheel will look; may be earlier than needed, never later.
+    pub timer_at: Instant,
+
+    // What was agreed.
+    pub iss: u32,
+    pub irs: u32,
+    pub timestamps: bool,
+    pub sack: bool,
+    pub send_scale: u8,
+    pub receive_scale: u8,
+    pub timestamp_offset: u32,
+    pub timestamp_recent: u32,
+    pub timestamp_recent_at: Instant,
+
+    // Sending.
+    pub una: u64,
+    pub nxt: u64,
+    /// After the last byte that the owner wrote.
+    pub tail: u64,
+    /// The owner will write no more: a FIN belongs at `tail`.
+    pub finishing: bool,
+    /// Right edge of the peer's window.
+    pub send_edge: u64,
+    pub max_window: u64,
+    /// SND.WL1 and SND.WL2.
+    pub window_seq: u64,
+    pub window_ack: u64,
+    /// Payload and options of a full segment.
+    pub mss: u16,
+    pub transmit_capacity: u32,
+    /// End of the last segment that wasn't full: with Nagle (as Minshall has it) there is only one unacknowledged.
+    pub small_end: u64,
+    pub last_send: Instant,
+    /// Since when nothing new was acknowledged though something should be.
+    pub stalled_since: Instant,
+    pub board: Scoreboard,
+    pub congestion: Box<dyn CongestionControl>,
+    pub rtt: Rtt,
+    /// Timeouts in a row.
+    pub backoff: u8,
+    pub retransmits: u32,
+
+    // What the next segments are for.
+    pub syn_due: bool,
+    pub reset_due: bool,
+    pub ack_due: bool,
+    pub probe_due: bool,
+    /// Send what the window allows though it is little: the override of RFC 9293 3.8.6.2.1.
+    pub small_due: bool,
+
+    // Deadlines.
+    /// Retransmission, or window probe if `persisting`.
+    pub retransmit_at: Instant,
+    pub persisting: bool,
+    pub ack_at: Instant,
+    pub cork_at: Instant,
+    /// End of FIN-WAIT-2 without an owner.
+    pub linger_at: Instant,
+    /// Nothing is sent before this: the next hop didn't answer.
+    pub parked_until: Instant,
+    pub last_receive: Instant,
+    pub keepalives: u8,
+
+    // Receiving.
+    pub rx_nxt: u64,
+    /// How far the owner has read.
+    pub rx_head: u64,
+    /// Right edge of the window as announced; never moves back.
+    pub rx_edge: u64,
+    pub receive_capacity: u32,
+    /// Where the peer's FIN is, once seen.
+    pub fin_at: Option<u64>,
+    pub peer_finished: bool,
+    pub assembler: Assembler,
+    pub receive_mss: u32,
+    /// Our announced MSS.
+    pub announced_mss: u16,
+    /// Up to where the peer knows that we have everything.
+    pub acked: u64,
+    pub quick_acks: u8,
+    /// A range that came twice, for the next ACK (RFC 2883).
+    pub duplicate: Option<(u64, u64)>,
+    answers: u8,
+    answers_since: Instant,
+}
+
+impl Connection {
+    fn new(setup: &Setup<'_>, config: &TcpConfig, state: TcpState, now: Instant) -> Self {
+        let announced_mss = own_mss(setup.key.local, setup.mtu, setup.options);
+        let mss = default_mss(setup.key.local).min(announced_mss);
+        let capacity = setup.stream.rx_capacity;
+        Self {
+            key: setup.key,
+            hash: setup.hash,
+            token: setup.stream.token,
+            state,
+            options: *setup.options,
+            error: None,
+            soft_error: None,
+            queued: false,
+            event_queued: false,
+            changed: true,
+            orphan: false,
+            released: false,
+            timer: None,
+            timer_at: NEVER,
+            iss: setup.iss,
+            irs: 0,
+            timestamps: config.timestamps,
+            sack: config.sack,
+            send_scale: 0,
+            receive_scale: if config.window_scaling { scale_for(capacity) } else { 0 },
+            timestamp_offset: setup.timestamp_offset,
+            timestamp_recent: 0,
+            timestamp_recent_at: Instant::ZERO,
+            una: ORIGIN,
+            nxt: ORIGIN,
+            tail: FIRST,
+            finishing: false,
+            send_edge: FIRST,
+            max_window: 0,
+            window_seq: ORIGIN,
+            window_ack: ORIGIN,
+            mss,
+            transmit_capacity: setup.stream.tx_capacity,
+            small_end: ORIGIN,
+            last_send: now,
+            stalled_since: now,
+            board: Scoreboard::new(),
+            congestion: congestion::controller(config.congestion, u32::from(mss)),
+            rtt: Rtt::new(),
+            backoff: 0,
+            retransmits: 0,
+            syn_due: false,
+            reset_due: false,
+            ack_due: false,
+            probe_due: false,
+            small_due: false,
+            retransmit_at: NEVER,
+            persisting: false,
+            ack_at: NEVER,
+            cork_at: NEVER,
+            linger_at: NEVER,
+            parked_until: Instant::ZERO,
+            last_receive: now,
+            keepalives: 0,
+            rx_nxt: ORIGIN,
+            rx_head: FIRST,
+            // The window of a SYN is not scaled (RFC 7323 2.2).
+            rx_edge: FIRST + u64::from(capacity.min(0xffff)),
+            receive_capacity: capacity,
+            fin_at: None,
+            peer_finished: false,
+            assembler: Assembler::default(),
+            receive_mss: MIN_RECEIVE_MSS,
+            announced_mss,
+            acked: ORIGIN,
+            quick_acks: QUICK_ACKS,
+            duplicate: None,
+            answers: 0,
+            answers_since: now,
+        }
+    }
+
+    /// A connection of ours, in SYN-SENT with its SYN to be sent.
+    pub fn active(setup: &Setup<'_>, config: &TcpConfig, now: Instant) -> Self {
+        Self { syn_due: true, ..Self::new(setup, config, TcpState::SynSent, now) }
+    }
+
+    /// A connection whose handshake a listener has completed.
+    pub fn passive(setup: &Setup<'_>, config: &TcpConfig, irs: u32, agreed: &Agreed, now: Instant) -> Self {
+        let mut connection = Self::new(setup, config, TcpState::Established, now);
+        connection.una = FIRST;
+        connection.nxt = FIRST;
+        connection.agree(irs, agreed, config, now);
+        connection.acked = FIRST;
+        connection
+    }
+
+    /// Takes what the peer's SYN says.
+    pub fn agree(&mut self, irs: u32, agreed: &Agreed, config: &TcpConfig, now: Instant) {
+        self.irs = irs;
+        self.rx_nxt = FIRST;
+        self.timestamps = self.timestamps && agreed.timestamp.is_some();
+        if let Some(value) = agreed.timestamp {
+            self.timestamp_recent = value;
+            self.timestamp_recent_at = now;
+        }
+        self.sack = self.sack && agreed.sack;
+        match agreed.scale {
+            Some(scale) if config.window_scaling => self.send_scale = scale,
+            _ => self.receive_scale = 0,
+        }
+        let mss = agreed.mss.unwrap_or_else(|| default_mss(self.key.local));
+        self.mss = mss.min(self.announced_mss).max(MIN_MSS);
+        self.congestion = congestion::controller(config.congestion, self.full_segment());
+    }
+
+    /// Position of a sequence number on the wire near `base`.
+    pub const fn receive_position(&self, seq: u32) -> u64 {
+        near(self.rx_nxt, seq.wrapping_sub(self.irs))
+    }
+
+    pub const fn send_position(&self, ack: u32) -> u64 {
+        near(self.una, ack.wrapping_sub(self.iss))
+    }
+
+    #[allow(clippy::cast_possible_truncation)]
+    pub const fn send_sequence(&self, position: u64) -> u32 {
+        self.iss.wrapping_add(position as u32)
+    }
+
+    #[allow(clippy::cast_possible_truncation)]
+    pub const fn receive_sequence(&self, position: u64) -> u32 {
+        self.irs.wrapping_add(position as u32)
+    }
+
+    /// Payload of a full segment that carries no SACK.
+    pub fn full_segment(&self) -> u32 {
+        let options = if self.timestamps { TIMESTAMP_SPACE } else { 0 };
+        u32::from(self.mss) - options as u32
+    }
+
+    pub const fn is_synchronized(&self) -> bool {
+        !matches!(self.state, TcpState::Closed | TcpState::Listen | TcpState::SynSent | TcpState::SynReceived)
+    }
+
+    /// Whether the FIN is written, and acknowledged.
+    pub const fn is_finish_acked(&self) -> bool {
+        self.finishing && self.una > self.tail
+    }
+
+    /// Bytes of the stream in order, without the FIN.
+    pub fn received_tail(&self) -> u64 {
+        self.rx_nxt.saturating_sub(FIRST + u64::from(self.peer_finished))
+    }
+
+    pub fn snapshot(&mut self) -> TcpSnapshot {
+        TcpSnapshot {
+            state: self.state,
+            rx_tail: self.received_tail(),
+            tx_head: self.una.min(self.tail).saturating_sub(FIRST),
+            peer_finished: self.peer_finished,
+            error: self.error.take(),
+            released: self.released,
+        }
+    }
+
+    /// The connection is over. What its owner hears and whether the peer gets a RST was decided before.
+    pub fn end(&mut self, error: Option<Error>) {
+        self.state = TcpState::Closed;
+        self.error = self.error.or(error);
+        self.changed = true;
+    }
+
+    /// Ends it with a RST to the peer (RFC 9293 3.10.5, ABORT).
+    pub fn abort(&mut self, error: Option<Error>) {
+        self.reset_due = self.is_synchronized() || self.state == TcpState::SynReceived;
+        self.end(error);
+    }
+
+    /// The owner wrote up to `tail` bytes of its stream. False: impossible.
+    pub fn write(&mut self, now: Instant, tail: u64) -> bool {
+        let Some(tail) = tail.checked_add(FIRST) else { return false };
+        let head = self.una.clamp(FIRST, self.tail);
+        if tail < self.tail || tail - head > u64::from(self.transmit_capacity) || self.finishing && tail > self.tail {
+            return false;
+        }
+        self.tail = tail;
+        if self.options.cork && self.cork_at == NEVER {
+            // tcp(7), TCP_CORK: at most 200 ms.
+            self.cork_at = now + Duration::from_millis(200);
+        }
+        true
+    }
+
+    /// The owner read up to `head` bytes of its stream. False: impossible.
+    pub fn read(&mut self, head: u64) -> bool {
+        let Some(position) = head.checked_add(FIRST) else { return false };
+        if position < self.rx_head || head > self.received_tail() {
+            return false;
+        }
+        self.rx_head = position;
+        // RFC 9293 3.8.6.2.2: tell the peer when the window has at least doubled and by a useful amount.
+        let window = self.rx_edge.saturating_sub(self.rx_nxt);
+        let edge = self.receive_limit();
+        if self.is_synchronized()
+            && !self.peer_finished
+            && edge.saturating_sub(self.rx_edge) >= self.useful_window()
+            && edge.saturating_sub(self.rx_nxt) >= 2 * window
+        {
+            self.ack_due = true;
+        }
+        true
+    }
+
+    /// Position of the first byte for which there is no room, or that the window field can't reach.
+    pub fn receive_limit(&self) -> u64 {
+        let room = self.rx_head + u64::from(self.receive_capacity);
+        room.min(self.rx_nxt.max(FIRST) + (0xffff << self.receive_scale))
+    }
+
+    /// The window opens by steps of at least this: half the ring or a full segment.
+    pub fn useful_window(&self) -> u64 {
+        u64::from((self.receive_capacity / 2).min(u32::from(self.announced_mss)).max(1))
+    }
+
+    /// The owner writes no more.
+    pub fn finish(&mut self) {
+        if self.finishing {
+            return;
+        }
+        self.finishing = true;
+        match self.state {
+            TcpState::Established => self.state = TcpState::FinWait1,
+            TcpState::CloseWait => self.state = TcpState::LastAck,
+            _ => {}
+        }
+        self.changed = true;
+    }
+
+    /// The owner is gone.
+    pub fn close(&mut self, now: Instant, fin_timeout: Duration) {
+        self.orphan = true;
+        match self.state {
+            TcpState::SynSent => self.end(None),
+            // RFC 2525 2.17: data that nobody will read is lost, and the peer should know.
+            _ if self.received_tail() > self.rx_head - FIRST => self.abort(None),
+            TcpState::FinWait2 => self.linger_at = now + fin_timeout,
+            _ => self.finish(),
+        }
+    }
+
+    /// Allows an answer to a segment that doesn't fit, and marks the ACK: so many a second, counted per connection,
+    /// because a count shared by all tells one peer about the others (CVE-2016-5696).
+    pub fn challenge(&mut self, now: Instant) -> bool {
+        if now.since(self.answers_since) >= Duration::from_secs(1) {
+            self.answers_since = now;
+            self.answers = 0;
+        }
+        if self.answers >= ANSWERS_PER_SECOND {
+            return false;
+        }
+        self.answers += 1;
+        self.ack_due = true;
+        true
+    }
+
+    /// The next hop can't be reached: what was to be sent counts as lost on the way, so that it waits as long as for
+    /// a retransmission, and as often.
+    pub fn park(&mut self, now: Instant, config: &TcpConfig) {
+        if self.backoff >= config.data_retries {
+            self.abort(self.soft_error);
+            self.reset_due = false;
+            return;
+        }
+        self.parked_until = now + self.timeout(config);
+        self.backoff += 1;
+    }
+
+    /// The path takes smaller packets only (RFC 1191, 8201): `mtu` bytes with the IP header.
+    pub fn limit_path(&mut self, mtu: usize) {
+        let mss = path_mss(self.key.local, mtu).max(MIN_MSS);
+        if mss < self.mss {
+            self.mss = mss;
+            let full = self.full_segment();
+            self.board.on_smaller_segments(full);
+        }
+    }
+
+    pub fn info(&self, config: &TcpConfig) -> TcpInfo {
+        let bytes = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        TcpInfo {
+            state: self.state,
+            local: self.key.local(),
+            remote: self.key.remote(),
+            send_mss: self.full_segment(),
+            receive_mss: self.receive_mss,
+            cwnd: bytes(self.congestion.window()),
+            ssthresh: bytes(self.congestion.threshold()),
+            srtt: self.rtt.smoothed(),
+            rttvar: self.rtt.variation(),
+            rto: self.timeout(config),
+            retransmits: self.retransmits,
+            bytes_in_flight: bytes(self.board.in_flight()),
+            send_window: bytes(self.send_edge.saturating_sub(self.una)),
+            receive_window: bytes(self.rx_edge.saturating_sub(self.rx_nxt)),
+            send_scale: self.send_scale,
+            receive_scale: self.receive_scale,
+            timestamps: self.timestamps,
+            sack: self.sack,
+        }
+    }
+
+    pub fn timeout(&self, config: &TcpConfig) -> Duration {
+        self.rtt.timeout(self.backoff, config.min_rto, config.max_rto)
+    }
+}
+
+impl TcpInfo {
+    /// Of a record that has no more to tell than this.
+    pub(super) const fn without_numbers(state: TcpState, local: SocketAddr, remote: SocketAddr) -> Self {
+        Self {
+            state,
+            local,
+            remote,
+            send_mss: 0,
+            receive_mss: 0,
+            cwnd: 0,
+            ssthresh: 0,
+            srtt: Duration::ZERO,
+            rttvar: Duration::ZERO,
+            rto: Duration::ZERO,
+            retransmits: 0,
+            bytes_in_flight: 0,
+            send_window: 0,
+            receive_window: 0,
+            send_scale: 0,
+            receive_scale: 0,
+            timestamps: false,
+            sack: false,
+        }
+    }
+}
+
+/// The position closest to `base` whose low 32 bits are `offset`.
+const fn near(base: u64, offset: u32) -> u64 {
+    #[allow(clippy::cast_possible_truncation)]
+    let distance = offset.wrapping_sub(base as u32).cast_signed();
+    base.wrapping_add_signed(distance as i64)
+}
+
+/// The smallest shift with which the field can announce the whole ring.
+pub(super) fn scale_for(capacity: u32) -> u8 {
+    let mut scale = 0;
+    while scale < super::segment::MAX_SCALE && capacity >> scale > 0xffff {
+        scale += 1;
+    }
+    scale
+}
+
+/// What we announce.
+pub(super) fn own_mss(local: IpAddr, mtu: usize, options: &TcpOptions) -> u16 {
+    path_mss(local, mtu).min(options.max_segment.unwrap_or(u16::MAX)).max(MIN_MSS)
+}
+
+fn path_mss(local: IpAddr, mtu: usize) -> u16 {
+    let ip = if local.is_ipv4() { 20 } else { 40 };
+    u16::try_from(mtu.saturating_sub(ip + MIN_HEADER)).unwrap_or(u16::MAX)
+}
+
+const fn default_mss(local: IpAddr) -> u16 {
+    if local.is_ipv4() { DEFAULT_MSS_V4 } else { DEFAULT_MSS_V6 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_cross_the_wrap() {
+        assert_eq!(near(ORIGIN, 5), ORIGIN + 5);
+        assert_eq!(near(ORIGIN, 5_u32.wrapping_neg()), ORIGIN - 5);
+        assert_eq!(near(2 * ORIGIN - 1, 3), 2 * ORIGIN + 3);
+        assert_eq!(near(2 * ORIGIN + 3, u32::MAX), 2 * ORIGIN - 1);
+    }
+
+    #[test]
+    fn small_enough() {
+        assert!(size_of::<Connection>() + 128 < 1024, "{} bytes", size_of::<Connection>());
+    }
+
+    #[test]
+    fn scales() {
+        assert_eq!([0, 65_535, 65_536, 1 << 20, u32::MAX].map(scale_for), [0, 0, 1, 5, 14]);
+    }
+}

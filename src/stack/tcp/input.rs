@@ -1,0 +1,457 @@
+//! What a segment does to its connection: RFC 9293 3.10.7, in its order.
+
+use super::Context;
+use super::congestion::Acked;
+use super::connection::{Agreed, Connection, FIRST, NEVER, ORIGIN};
+use super::isn;
+use super::output::reply_reset;
+use super::recovery::Phase;
+use super::segment::{ACK, FIN, RST, SYN, Segment};
+use crate::{Error, Instant, TcpConfig, TcpState};
+use core::time::Duration;
+
+/// RFC 7323 5.5: a timestamp this old says nothing any more.
+const TIMESTAMP_LIFETIME: Duration = Duration::from_secs(24 * 24 * 3600);
+
+impl Connection {
+    /// Takes a segment of this connection.
+    pub fn on_segment(&mut self, cx: &mut Context<'_>, config: &TcpConfig, segment: &Segment<'_>) {
+        match self.state {
+            TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {}
+            TcpState::SynSent => self.on_segment_in_syn_sent(cx, config, segment),
+            _ => self.on_segment_in_order(cx, config, segment),
+        }
+    }
+
+    /// RFC 9293 3.10.7.3.
+    fn on_segment_in_syn_sent(&mut self, cx: &mut Context<'_>, config: &TcpConfig, segment: &Segment<'_>) {
+        let ack = self.send_position(segment.ack);
+        if segment.has(ACK) && (ack <= ORIGIN || ack > self.nxt) {
+            if !segment.has(RST) {
+                reply_reset(cx, &self.key, segment.ack, None);
+            }
+            return;
+        }
+        if segment.has(RST) {
+            if segment.has(ACK) {
+                cx.counters.tcp_resets_in += 1;
+                self.end(Some(Error::Refused));
+            }
+            return;
+        }
+        if !segment.has(SYN) {
+            return;
+        }
+        let agreed = Agreed {
+            mss: segment.mss,
+            scale: segment.scale,
+            sack: segment.sack_permitted,
+            timestamp: segment.timestamps.map(|t| t.value),
+        };
+        self.agree(segment.seq, &agreed, config, cx.now);
+        self.last_receive = cx.now;
+        // The window of a SYN is not scaled.
+        self.window_seq = ORIGIN;
+        self.window_ack = ack;
+        self.max_window = u64::from(segment.window);
+        if !segment.has(ACK) {
+            // Simultaneous open: our SYN goes out again, with an ACK.
+            self.state = TcpState::SynReceived;
+            self.send_edge = FIRST + u64::from(segment.window);
+            self.syn_due = true;
+            self.changed = true;
+            return;
+        }
+        if self.backoff == 0 {
+            self.rtt.sample(cx.now.since(self.last_send));
+        }
+        self.una = ack;
+        self.send_edge = ack + u64::from(segment.window);
+        self.establish(cx);
+        self.ack_due = true;
+        // Data and FIN may come with the SYN; they are as any other from here on.
+        if !segment.payload.is_empty() || segment.has(FIN) {
+            self.on_text(cx, config, FIRST, segment);
+        }
+    }
+
+    fn establish(&mut self, cx: &mut Context<'_>) {
+        self.state = if self.finishing { TcpState::FinWait1 } else { TcpState::Established };
+        self.syn_due = false;
+        self.backoff = 0;
+        self.retransmit_at = NEVER;
+        self.soft_error = None;
+        self.changed = true;
+        cx.counters.tcp_opened_active += 1;
+    }
+
+    /// RFC 9293 3.10.7.4, with RFC 7323 (PAWS) before and RFC 5961 in between.
+    fn on_segment_in_order(&mut self, cx: &mut Context<'_>, config: &TcpConfig, segment: &Segment<'_>) {
+        let mut seq = self.receive_position(segment.seq);
+        let mut len = u64::from(segment.len());
+
+        if self.timestamps {
+            match segment.timestamps {
+                Some(timestamps) => {
+                    let older = self.timestamp_recent.wrapping_sub(timestamps.value).cast_signed() > 0;
+                    let valid = cx.now.since(self.timestamp_recent_at) < TIMESTAMP_LIFETIME;
+                    if older && valid && !segment.has(RST) {
+                        self.refuse(cx, segment, seq);
+                        return;
+                    }
+                }
+                // RFC 7323 3.2: once agreed on, a segment without is dropped silently, but for RST.
+                None if !segment.has(RST) => return,
+                None => {}
+            }
+        }
+
+        // Simultaneous open: the peer's SYN comes again with its ACK. The SYN was taken already.
+        if self.state == TcpState::SynReceived && segment.has(SYN | ACK) && seq == ORIGIN {
+            seq += 1;
+            len -= 1;
+        } else if !self.is_acceptable(seq, len) {
+            if !segment.has(RST) {
+                self.refuse(cx, segment, seq);
+            }
+            return;
+        } else if segment.has(RST) {
+            // RFC 5961 3.2: only the exact number resets; one that is merely in the window is questioned.
+            if seq == self.rx_nxt {
+                cx.counters.tcp_resets_in += 1;
+                let refused = self.state == TcpState::SynReceived;
+                self.end(Some(if refused { Error::Refused } else { Error::Reset }));
+            } else if self.challenge(cx.now) {
+                cx.counters.tcp_challenge_acks += 1;
+            }
+            return;
+        } else if segment.has(SYN) {
+            // RFC 5961 4.2.
+            if self.challenge(cx.now) {
+                cx.counters.tcp_challenge_acks += 1;
+            }
+            return;
+        }
+        if !segment.has(ACK) {
+            return;
+        }
+
+        let ack = self.send_position(segment.ack);
+        if self.state == TcpState::SynReceived {
+            if ack <= self.una || ack > self.nxt {
+                reply_reset(cx, &self.key, segment.ack, None);
+                return;
+            }
+            self.una = FIRST;
+            self.establish(cx);
+        }
+        // RFC 5961 5.2: neither older than the largest window nor newer than what was sent.
+        if ack > self.nxt || ack + self.max_window.max(1) < self.una {
+            if self.challenge(cx.now) {
+                cx.counters.tcp_challenge_acks += 1;
+            }
+            return;
+        }
+
+        if let Some(timestamps) = segment.timestamps
+            && self.timestamps
+            && seq <= self.acked
+        {
+            // RFC 7323 4.3: the timestamp of the segment that moves the left edge.
+            self.timestamp_recent = timestamps.value;
+            self.timestamp_recent_at = cx.now;
+        }
+        self.last_receive = cx.now;
+        self.keepalives = 0;
+        self.on_ack(cx, config, segment, seq, ack, len);
+        if !matches!(self.state, TcpState::Closed | TcpState::TimeWait)
+            && (!segment.payload.is_empty() || segment.has(FIN))
+        {
+            self.on_text(cx, config, seq, segment);
+        }
+    }
+
+    /// RFC 9293 3.4, table 6. The right edge is what was announced; the left side takes whatever touches the window.
+    fn is_acceptable(&self, seq: u64, len: u64) -> bool {
+        let edge = self.rx_edge.max(self.rx_nxt);
+        if len == 0 {
+            return seq == self.rx_nxt || self.rx_nxt <= seq && seq < edge;
+        }
+        seq < edge.max(self.rx_nxt + 1) && seq + len > self.rx_nxt
+    }
+
+    /// Answers a segment outside the window with an ACK that says where it is.
+    fn refuse(&mut self, cx: &Context<'_>, segment: &Segment<'_>, seq: u64) {
+        if segment.payload.is_empty() && !segment.has(FIN) {
+            // Two ends that disagree could answer each other for ever.
+            self.challenge(cx.now);
+            return;
+        }
+        let end = seq + segment.payload.len() as u64;
+        if self.sack && end <= self.rx_nxt && seq < end {
+            self.duplicate = Some((seq, end));
+        }
+        self.ack_due = true;
+        if self.state == TcpState::SynReceived {
+            self.syn_due = true;
+        }
+    }
+
+    fn on_ack(
+        &mut self,
+        cx: &mut Context<'_>,
+        config: &TcpConfig,
+        segment: &Segment<'_>,
+        seq: u64,
+        ack: u64,
+        len: u64,
+    ) {
+        let now = cx.now;
+        let full = self.full_segment();
+        let in_flight = self.board.in_flight();
+        let window_changed = self.update_window(segment, seq, ack);
+
+        let mut rtt = None;
+        let mut any_sack = false;
+        if self.sack {
+            for (left, right) in segment.sack_blocks() {
+                let (left, right) = (self.send_position(*left), self.send_position(*right));
+                // Reversed, beyond what was sent, or below: D-SACK (RFC 2883) or nonsense.
+                if left < right && self.una.max(ack) <= left && right <= self.nxt {
+                    any_sack = true;
+                    rtt = self.board.on_sack(left, right, now).or(rtt);
+                }
+            }
+        }
+
+        if ack > self.una {
+            self.on_new_ack(config, segment, ack, in_flight, rtt, now);
+        } else {
+            if rtt.is_some_and(|_| self.backoff == 0) {
+                rtt.into_iter().for_each(|rtt| self.rtt.sample(rtt));
+            }
+            if !self.sack && ack == self.una && len == 0 && !window_changed {
+                self.board.on_duplicate(full);
+            }
+            if self.persisting {
+                // The peer is alive and keeps its window shut. RFC 9293 3.8.6.1: that may go on as long as it likes.
+                self.backoff = self.backoff.min(6);
+                self.soft_error = None;
+            }
+        }
+
+        if any_sack {
+            let reorder = self.rtt.minimum().map_or(Duration::from_millis(10), |min| min / 4);
+            self.board.detect(full, reorder);
+        }
+        if self.board.has_lost() && self.board.try_enter_recovery(self.nxt) {
+            self.congestion.on_loss(now, in_flight, full);
+        }
+        self.on_finish_acked(cx, config);
+    }
+
+    fn on_new_ack(
+        &mut self,
+        config: &TcpConfig,
+        segment: &Segment<'_>,
+        ack: u64,
+        in_flight: u64,
+        sack_rtt: Option<Duration>,
+        now: Instant,
+    ) {
+        let full = self.full_segment();
+        let delivered = self.board.on_ack(ack, now, full);
+        self.una = ack;
+        self.stalled_since = now;
+        self.changed = true;
+        self.soft_error = None;
+        self.small_due = false;
+        // RFC 6298 5.3, and the back-off ends with proof that something arrives.
+        self.backoff = 0;
+        self.retransmit_at = NEVER;
+        match delivered.rtt.or(sack_rtt) {
+            Some(rtt) => self.rtt.sample(rtt),
+            None => {
+                // RFC 7323 4: timestamps measure what was retransmitted too, if only by the millisecond.
+                if let Some(timestamps) = segment.timestamps.filter(|t| self.timestamps && t.echo != 0) {
+                    let elapsed = isn::timestamp(now, self.timestamp_offset).wrapping_sub(timestamps.echo);
+                    if elapsed < 1 << 20 {
+                        self.rtt.sample(Duration::from_millis(u64::from(elapsed.max(1))));
+                    }
+                }
+            }
+        }
+        if self.board.phase() == Phase::Recovery && ack < self.nxt && !self.sack {
+            if !self.board.try_recover(ack) {
+                self.board.on_partial_ack();
+            }
+        } else {
+            self.board.try_recover(ack);
+        }
+        if self.board.phase() != Phase::Recovery {
+            let acked = Acked { now, bytes: delivered.bytes, rtt: self.rtt.smoothed(), in_flight, mss: full };
+            self.congestion.on_ack(&acked);
+        }
+        let _ = config;
+    }
+
+    /// RFC 9293 3.10.7.4, fifth: SND.WND, SND.WL1, SND.WL2. True if the edge or the size has changed.
+    fn update_window(&mut self, segment: &Segment<'_>, seq: u64, ack: u64) -> bool {
+        if seq < self.window_seq || seq == self.window_seq && ack < self.window_ack || ack < self.una {
+            return false;
+        }
+        let window = u64::from(segment.window) << self.send_scale;
+        let changed = self.send_edge != ack + window;
+        self.send_edge = ack + window;
+        self.window_seq = seq;
+        self.window_ack = ack;
+        self.max_window = self.max_window.max(window);
+        if window > 0 {
+            self.probe_due = false;
+        }
+        changed
+    }
+
+    fn on_finish_acked(&mut self, cx: &mut Context<'_>, config: &TcpConfig) {
+        if !self.is_finish_acked() {
+            return;
+        }
+        match self.state {
+            TcpState::FinWait1 => {
+                self.state = TcpState::FinWait2;
+                self.changed = true;
+                if self.orphan {
+                    self.linger_at = cx.now + config.fin_timeout;
+                }
+            }
+            TcpState::Closing => self.enter_time_wait(cx),
+            TcpState::LastAck => self.end(None),
+            _ => {}
+        }
+    }
+
+    /// Payload and FIN.
+    fn on_text(&mut self, cx: &mut Context<'_>, config: &TcpConfig, seq: u64, segment: &Segment<'_>) {
+        let mut start = seq;
+        let mut data = segment.payload;
+        let mut end = start + data.len() as u64;
+        let mut fin = segment.has(FIN);
+
+        if self.orphan && end > self.rx_nxt && !self.peer_finished {
+            // RFC 9293 3.6.1 and RFC 2525 2.17: nobody will read this.
+            self.abort(None);
+            return;
+        }
+        if start < self.rx_nxt && start < end {
+            let old = (self.rx_nxt - start).min(data.len() as u64);
+            if self.sack {
+                self.duplicate = Some((start, start + old));
+            }
+            #[allow(clippy::cast_possible_truncation)]
+            {
+                data = &data[old as usize..];
+            }
+            start += old;
+            self.ack_due = true;
+        }
+        // Beyond the window, or beyond the end that the peer has declared.
+        let limit = self.fin_at.unwrap_or(u64::MAX).min(self.rx_edge).max(start);
+        if end > limit {
+            #[allow(clippy::cast_possible_truncation)]
+            {
+                data = &data[..(limit - start) as usize];
+            }
+            end = limit;
+            fin = false;
+            self.ack_due = true;
+        }
+        if self.peer_finished {
+            self.ack_due = true;
+            return;
+        }
+        if !data.is_empty() {
+            self.receive_mss = self.receive_mss.max(data.len().min(usize::from(self.announced_mss)) as u32);
+            if !self.accept_data(cx, start, end, data) {
+                return;
+            }
+        }
+        if fin && self.fin_at.is_none() {
+            self.fin_at = Some(end);
+        }
+        if self.fin_at == Some(self.rx_nxt) {
+            self.rx_nxt += 1;
+            self.peer_finished = true;
+            self.changed = true;
+            self.ack_due = true;
+            self.on_peer_finished(cx, config);
+        } else if fin {
+            self.ack_due = true;
+        }
+        self.schedule_ack(cx.now, config);
+    }
+
+    /// Puts data into the ring. False when it had to be dropped.
+    fn accept_data(&mut self, cx: &mut Context<'_>, start: u64, end: u64, data: &[u8]) -> bool {
+        if start > self.rx_nxt {
+            // RFC 5681 4.2: a gap is reported at once.
+            self.ack_due = true;
+            if self.sack && self.assembler.contains(start, end) {
+                self.duplicate = Some((start, end));
+                return true;
+            }
+            if !self.assembler.insert(start, end) {
+                cx.counters.drop_queue_full += 1;
+                return false;
+            }
+            cx.host.rx_write(self.token, start - FIRST, data);
+            return true;
+        }
+        cx.host.rx_write(self.token, start - FIRST, data);
+        self.rx_nxt = end;
+        self.changed = true;
+        if !self.assembler.is_empty() {
+            self.rx_nxt = self.assembler.advance(end);
+            self.ack_due = true;
+        }
+        true
+    }
+
+    fn on_peer_finished(&mut self, cx: &mut Context<'_>, config: &TcpConfig) {
+        match self.state {
+            TcpState::Established | TcpState::SynReceived => self.state = TcpState::CloseWait,
+            TcpState::FinWait1 => {
+                self.state = if self.is_finish_acked() { TcpState::TimeWait } else { TcpState::Closing };
+            }
+            TcpState::FinWait2 => self.state = TcpState::TimeWait,
+            _ => {}
+        }
+        if self.state == TcpState::TimeWait {
+            self.enter_time_wait(cx);
+        }
+        let _ = config;
+    }
+
+    fn enter_time_wait(&mut self, cx: &mut Context<'_>) {
+        self.state = TcpState::TimeWait;
+        self.changed = true;
+        if self.ack_due || self.acked < self.rx_nxt {
+            // The connection's record ends here, so its last ACK can't wait for its turn.
+            self.reply_ack(cx);
+        }
+    }
+
+    /// RFC 1122 4.2.3.2 and RFC 5681 4.2: at least every second full segment at once, the rest within the delay.
+    fn schedule_ack(&mut self, now: Instant, config: &TcpConfig) {
+        if self.ack_due || self.rx_nxt == self.acked {
+            return;
+        }
+        if self.quick_acks > 0 || self.options.quick_ack {
+            self.quick_acks = self.quick_acks.saturating_sub(1);
+            self.ack_due = true;
+        } else if self.rx_nxt - self.acked > u64::from(self.receive_mss) {
+            self.ack_due = true;
+        } else if self.ack_at == NEVER {
+            self.ack_at = now + config.delayed_ack;
+        }
+    }
+}

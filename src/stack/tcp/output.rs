@@ -1,0 +1,377 @@
+//! What a connection sends next, and the segment for it. Deciding changes nothing and building follows the decision,
+//! so "is there something to send" and "send it" can't disagree.
+
+use super::connection::{Connection, FIRST, NEVER, ORIGIN};
+use super::flow::FlowKey;
+use super::segment::{ACK, FIN, Header, MAX_SACK, MIN_HEADER, PSH, RST, SYN, TIMESTAMP_SPACE};
+use super::{Context, Emitted, isn};
+use crate::outbox::Reply;
+use crate::{Instant, TcpConfig, TcpState};
+use alloc::vec;
+
+const PROTOCOL_TCP: u8 = 6;
+const DEFAULT_TTL: u8 = 64;
+
+/// The next segment of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    Reset,
+    /// With an ACK if the peer's SYN came first.
+    Syn,
+    Retransmit {
+        /// In the scoreboard.
+        index: usize,
+        seq: u64,
+        len: u32,
+    },
+    Data {
+        /// Bytes of payload.
+        len: u32,
+        fin: bool,
+    },
+    /// Keep-alive or window probe: an old number that the peer answers (RFC 1122 4.2.3.6).
+    Probe,
+    Ack,
+}
+
+impl Connection {
+    /// What is to be sent now, if anything.
+    pub fn plan(&self, now: Instant) -> Option<Plan> {
+        if now < self.parked_until {
+            return None;
+        }
+        match self.state {
+            TcpState::Closed => self.reset_due.then_some(Plan::Reset),
+            TcpState::Listen | TcpState::TimeWait => None,
+            TcpState::SynSent => self.syn_due.then_some(Plan::Syn),
+            TcpState::SynReceived if self.syn_due => Some(Plan::Syn),
+            TcpState::SynReceived => self.ack_due.then_some(Plan::Ack),
+            _ => self.plan_stream(now),
+        }
+    }
+
+    fn plan_stream(&self, now: Instant) -> Option<Plan> {
+        let in_flight = self.board.in_flight();
+        let window = self.congestion.window();
+        if let Some((index, sent)) = self.board.next_lost() {
+            let room = self.payload_room();
+            let len = if sent.len - u32::from(self.is_finish(sent.end())) <= room { sent.len } else { room };
+            if self.board.is_urgent() || in_flight == 0 || in_flight + u64::from(len) <= window {
+                return Some(Plan::Retransmit { index, seq: sent.seq, len });
+            }
+        }
+        if let Some(data) = self.plan_data(now, in_flight, window) {
+            return Some(data);
+        }
+        if self.probe_due {
+            return Some(Plan::Probe);
+        }
+        self.ack_due.then_some(Plan::Ack)
+    }
+
+    fn plan_data(&self, now: Instant, in_flight: u64, window: u64) -> Option<Plan> {
+        let unsent = self.tail.saturating_sub(self.nxt);
+        let finish = self.finishing && self.nxt <= self.tail;
+        if unsent == 0 && !finish {
+            return None;
+        }
+        // Lost segments go first; they are held back by the congestion window, and so is this.
+        if self.board.has_lost() {
+            return None;
+        }
+        let room = self.send_edge.saturating_sub(self.nxt);
+        let full = u64::from(self.payload_room());
+        let len = unsent.min(full).min(room);
+        let fin = finish && len == unsent && room > len;
+        if len == 0 && !fin || in_flight > 0 && in_flight + len > window {
+            return None;
+        }
+        let plan = Plan::Data { len: len as u32, fin };
+        if len == full || fin {
+            return Some(plan);
+        }
+        if len < unsent {
+            // The peer's window is the limit. RFC 9293 3.8.6.2.1: not in crumbs.
+            return (len >= self.max_window / 2 || self.small_due).then_some(plan);
+        }
+        if self.options.cork && now < self.cork_at {
+            return None;
+        }
+        // RFC 9293 3.7.4, Nagle, as Minshall has it: only one segment that isn't full may be unacknowledged.
+        (self.options.no_delay || self.options.cork || self.small_end <= self.una).then_some(plan)
+    }
+
+    /// Whether data or a FIN wait and only the peer's window is in the way: what the persist timer is for.
+    pub fn is_blocked_by_window(&self) -> bool {
+        let unsent = self.tail.saturating_sub(self.nxt);
+        let finish = self.finishing && self.nxt <= self.tail;
+        let wanted = unsent.max(u64::from(finish)).min(u64::from(self.payload_room()));
+        self.is_synchronized() && wanted > 0 && self.send_edge.saturating_sub(self.nxt) < wanted
+    }
+
+    /// Builds the segment at the front of `out`. None when `out` can't hold it.
+    pub fn build(&mut self, cx: &mut Context<'_>, config: &TcpConfig, plan: Plan, out: &mut [u8]) -> Option<Emitted> {
+        match plan {
+            Plan::Reset => {
+                let header = self.header(RST | ACK, self.nxt, cx.now, &[]);
+                cx.counters.tcp_resets_out += 1;
+                self.reset_due = false;
+                self.finish_segment(&header, cx, out, 0)
+            }
+            Plan::Syn => self.build_syn(cx, config, out),
+            Plan::Probe => {
+                let sent = self.build_ack(cx, self.una.max(FIRST) - 1, out)?;
+                self.probe_due = false;
+                Some(sent)
+            }
+            Plan::Ack => self.build_ack(cx, self.nxt, out),
+            Plan::Retransmit { index, seq, len } => {
+                let fin = self.is_finish(seq + u64::from(len));
+                let (payload, sent) = self.build_data(cx, seq, len - u32::from(fin), fin, out)?;
+                self.board.retransmitted(index, payload + u32::from(sent.1), cx.now);
+                self.retransmits = self.retransmits.saturating_add(1);
+                cx.counters.tcp_retransmits += 1;
+                Some(sent.0)
+            }
+            Plan::Data { len, fin } => {
+                if self.board.is_empty() {
+                    if cx.now.since(self.last_send) > self.timeout(config) {
+                        self.congestion.on_idle(self.full_segment());
+                    }
+                    self.stalled_since = cx.now;
+                }
+                let seq = self.nxt;
+                let small = len < self.payload_room();
+                let (len, (sent, fin)) = self.build_data(cx, seq, len, fin, out)?;
+                self.board.push(seq, len + u32::from(fin), cx.now);
+                self.nxt = seq + u64::from(len) + u64::from(fin);
+                if small && len > 0 {
+                    self.small_end = self.nxt;
+                }
+                self.small_due = false;
+                if self.nxt >= self.tail {
+                    self.cork_at = NEVER;
+                }
+                self.last_send = cx.now;
+                Some(sent)
+            }
+        }
+    }
+
+    /// Sends the present state as an ACK at once, past the queue.
+    pub fn reply_ack(&mut self, cx: &mut Context<'_>) {
+        let mut segment = vec![0; super::segment::MAX_HEADER];
+        if let Some(sent) = self.build_ack(cx, self.nxt, &mut segment) {
+            segment.truncate(sent.len);
+            cx.outbox.push(Reply {
+                source: self.key.local,
+                destination: self.key.remote,
+                protocol: PROTOCOL_TCP,
+                tos: sent.tos,
+                ttl: sent.ttl,
+                payload: segment,
+            });
+        }
+    }
+
+    fn build_syn(&mut self, cx: &mut Context<'_>, config: &TcpConfig, out: &mut [u8]) -> Option<Emitted> {
+        let answer = self.state == TcpState::SynReceived;
+        let mut header = self.header(if answer { SYN | ACK } else { SYN }, ORIGIN, cx.now, &[]);
+        header.mss = Some(self.announced_mss);
+        // An answer offers what the peer's SYN had; then receive_scale tells nothing, a scale of 0 is one too.
+        header.scale = (config.window_scaling && (!answer || self.send_scale > 0 || self.receive_scale > 0))
+            .then_some(self.receive_scale);
+        header.sack_permitted = self.sack;
+        header.window = u16::try_from(self.receive_capacity).unwrap_or(u16::MAX);
+        if !answer {
+            header.ack = 0;
+            header.timestamps = header.timestamps.map(|(value, _)| (value, 0));
+        }
+        let sent = self.finish_segment(&header, cx, out, 0)?;
+        if self.nxt > ORIGIN {
+            self.retransmits = self.retransmits.saturating_add(1);
+            cx.counters.tcp_retransmits += u64::from(!answer || self.backoff > 0);
+        } else {
+            self.stalled_since = cx.now;
+        }
+        self.nxt = FIRST;
+        self.last_send = cx.now;
+        self.syn_due = false;
+        if answer {
+            self.note_acked();
+        }
+        Some(sent)
+    }
+
+    fn build_ack(&mut self, cx: &mut Context<'_>, seq: u64, out: &mut [u8]) -> Option<Emitted> {
+        let mut sack = [(0, 0); MAX_SACK];
+        let blocks = self.sack_blocks(&mut sack);
+        let header = self.header(ACK, seq, cx.now, &sack[..blocks]);
+        let sent = self.finish_segment(&header, cx, out, 0)?;
+        self.note_acked();
+        Some(sent)
+    }
+
+    /// Returns the bytes of payload, and what was built with whether the FIN is in it.
+    fn build_data(
+        &mut self,
+        cx: &mut Context<'_>,
+        seq: u64,
+        len: u32,
+        fin: bool,
+        out: &mut [u8],
+    ) -> Option<(u32, (Emitted, bool))> {
+        let mut sack = [(0, 0); MAX_SACK];
+        let blocks = self.sack_blocks(&mut sack);
+        let last = seq + u64::from(len) >= self.tail;
+        let mut flags = ACK;
+        let mut header = self.header(flags, seq, cx.now, &sack[..blocks]);
+        let start = header.len();
+        // A buffer smaller than the link's packets is not expected, but must not lose bytes.
+        let room = u32::try_from(out.len().checked_sub(start)?).unwrap_or(u32::MAX);
+        let (len, fin) = if room < len { (room, false) } else { (len, fin) };
+        if fin {
+            flags |= FIN;
+        }
+        if last && len > 0 {
+            flags |= PSH;
+        }
+        header.flags = flags;
+        if len > 0 {
+            cx.host.tx_read(self.token, seq - FIRST, &mut out[start..start + len as usize]);
+        } else if !fin {
+            return None;
+        }
+        let was_owed = self.ack_due || self.ack_at != NEVER;
+        let sent = self.finish_segment(&header, cx, out, len as usize)?;
+        if was_owed {
+            // The program answers what it gets: its answers carry the ACKs (Linux calls it ping-pong mode).
+            self.quick_acks = 0;
+        }
+        self.note_acked();
+        Some((len, (sent, fin)))
+    }
+
+    fn header<'a>(&mut self, flags: u8, seq: u64, now: Instant, sack: &'a [(u32, u32)]) -> Header<'a> {
+        Header {
+            source_port: self.key.local_port,
+            destination_port: self.key.remote_port,
+            seq: self.send_sequence(seq),
+            ack: self.receive_sequence(self.rx_nxt),
+            flags,
+            window: if flags & RST == 0 { self.announce_window() } else { 0 },
+            timestamps: (self.timestamps && flags & RST == 0)
+                .then(|| (isn::timestamp(now, self.timestamp_offset), self.timestamp_recent)),
+            sack,
+            ..Header::default()
+        }
+    }
+
+    fn finish_segment(
+        &self,
+        header: &Header<'_>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+        payload: usize,
+    ) -> Option<Emitted> {
+        let len = header.len() + payload;
+        header.write(self.key.local, self.key.remote, out.get_mut(..len)?);
+        cx.counters.tcp_out += 1;
+        // The low two bits are ECN's.
+        Some(Emitted { len, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
+    }
+
+    /// Everything received so far is about to be acknowledged.
+    const fn note_acked(&mut self) {
+        self.acked = self.rx_nxt;
+        self.ack_due = false;
+        self.ack_at = NEVER;
+        self.duplicate = None;
+    }
+
+    /// The window field, and with it the edge up to which the peer may send.
+    fn announce_window(&mut self) -> u16 {
+        let limit = self.receive_limit();
+        // RFC 9293 3.8.6.2.2: the edge moves by useful steps.
+        if limit >= self.rx_edge + self.useful_window() {
+            self.rx_edge = limit;
+        }
+        let window = self.rx_edge.saturating_sub(self.rx_nxt);
+        u16::try_from(window >> self.receive_scale).unwrap_or(u16::MAX)
+    }
+
+    /// Payload that fits beside the options that the next segment carries.
+    fn payload_room(&self) -> u32 {
+        let sack = match self.sack_count() {
+            0 => 0,
+            blocks => 4 + 8 * blocks as u32,
+        };
+        // MIN_MSS leaves room beside any options.
+        self.full_segment() - sack
+    }
+
+    fn sack_count(&self) -> usize {
+        if !self.sack || self.assembler.is_empty() && self.duplicate.is_none() {
+            return 0;
+        }
+        self.sack_blocks(&mut [(0, 0); MAX_SACK])
+    }
+
+    /// The blocks for the next ACK: D-SACK first (RFC 2883), then what came last (RFC 2018).
+    fn sack_blocks(&self, out: &mut [(u32, u32); MAX_SACK]) -> usize {
+        if !self.sack || self.assembler.is_empty() && self.duplicate.is_none() {
+            return 0;
+        }
+        let limit = if self.timestamps { MAX_SACK - 1 } else { MAX_SACK };
+        let mut blocks = [(0, 0); MAX_SACK];
+        let first = usize::from(self.duplicate.is_some());
+        blocks[0] = self.duplicate.unwrap_or((0, 0));
+        let count = first + self.assembler.report(&mut blocks[first..limit]);
+        for (block, (left, right)) in out.iter_mut().zip(&blocks[..count]) {
+            *block = (self.receive_sequence(*left), self.receive_sequence(*right));
+        }
+        count
+    }
+
+    /// Whether a segment that ends here has the FIN in it.
+    const fn is_finish(&self, end: u64) -> bool {
+        self.finishing && end == self.tail + 1
+    }
+}
+
+/// A RST for a segment that fits no connection, or not this one. `ack` as RFC 9293 3.10.7.1 says: None when the
+/// segment had one, whose number is then `seq`.
+pub(super) fn reply_reset(cx: &mut Context<'_>, key: &FlowKey, seq: u32, ack: Option<u32>) {
+    let header = Header {
+        source_port: key.local_port,
+        destination_port: key.remote_port,
+        seq,
+        ack: ack.unwrap_or(0),
+        flags: if ack.is_some() { RST | ACK } else { RST },
+        ..Header::default()
+    };
+    cx.counters.tcp_resets_out += 1;
+    reply(cx, key, &header, 0, 0);
+}
+
+/// Sends a segment without payload past the queue.
+pub(super) fn reply(cx: &mut Context<'_>, key: &FlowKey, header: &Header<'_>, tos: u8, hops: u8) {
+    let mut payload = vec![0; header.len().max(MIN_HEADER)];
+    header.write(key.local, key.remote, &mut payload);
+    cx.counters.tcp_out += 1;
+    cx.outbox.push(Reply {
+        source: key.local,
+        destination: key.remote,
+        protocol: PROTOCOL_TCP,
+        tos: tos & 0xfc,
+        ttl: ttl(hops),
+        payload,
+    });
+}
+
+const fn ttl(option: u8) -> u8 {
+    if option == 0 { DEFAULT_TTL } else { option }
+}
+
+// Room for options and eight bytes at least in the smallest segment.
+const _: () = assert!(88 - TIMESTAMP_SPACE - 4 - 8 * MAX_SACK >= 8);

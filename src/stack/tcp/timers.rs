@@ -1,0 +1,142 @@
+//! What time does to a connection. Each has one place in the wheel, armed for its nearest deadline; a deadline that
+//! moves away leaves it where it is, and the connection looks at its true deadlines when it fires.
+
+use super::connection::{Connection, NEVER, ORIGIN};
+use crate::{Error, Instant, TcpConfig, TcpState};
+use core::time::Duration;
+
+/// Timeouts in a row after which a connection without an owner is given up (tcp_orphan_retries).
+const ORPHAN_RETRIES: u8 = 8;
+
+impl Connection {
+    /// The nearest deadline, [`NEVER`] without any.
+    pub fn deadline(&self, config: &TcpConfig) -> Instant {
+        let mut deadline = self.retransmit_at.min(self.ack_at).min(self.cork_at).min(self.linger_at);
+        if self.options.keep_alive {
+            deadline = deadline.min(self.keepalive_at(config));
+        }
+        if self.parked_until != Instant::ZERO {
+            deadline = deadline.min(self.parked_until);
+        }
+        if let Some(limit) = self.user_timeout()
+            && self.retransmit_at != NEVER
+        {
+            deadline = deadline.min(self.stalled_since + limit);
+        }
+        deadline
+    }
+
+    /// Starts and stops the retransmission and persist timers as the state demands. `idle`: nothing can be sent now.
+    pub fn update_timers(&mut self, now: Instant, config: &TcpConfig, idle: bool) {
+        let syn_outstanding = matches!(self.state, TcpState::SynSent | TcpState::SynReceived) && self.nxt > ORIGIN;
+        if !self.board.is_empty() || syn_outstanding {
+            if self.persisting {
+                self.persisting = false;
+                self.backoff = 0;
+                self.retransmit_at = NEVER;
+            }
+            // RFC 6298 5.1: started when something is sent and it isn't running.
+            if self.retransmit_at == NEVER {
+                self.retransmit_at = now + self.timeout(config);
+            }
+        } else if idle && self.is_blocked_by_window() {
+            if !self.persisting || self.retransmit_at == NEVER {
+                if !self.persisting {
+                    self.stalled_since = now;
+                }
+                self.persisting = true;
+                self.retransmit_at = now + self.timeout(config);
+            }
+        } else {
+            self.persisting = false;
+            self.retransmit_at = NEVER;
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn on_timer(&mut self, now: Instant, config: &TcpConfig) {
+        if self.state == TcpState::Closed {
+            return;
+        }
+        if now >= self.linger_at {
+            // As Linux: the peer keeps its half open for longer than anyone waits. It hears a RST if it goes on.
+            self.end(None);
+            return;
+        }
+        if now >= self.parked_until {
+            self.parked_until = Instant::ZERO;
+        }
+        if now >= self.ack_at {
+            self.ack_at = NEVER;
+            self.ack_due = true;
+        }
+        if let Some(limit) = self.user_timeout()
+            && self.retransmit_at != NEVER
+            && now >= self.stalled_since + limit
+        {
+            // RFC 5482.
+            self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
+            return;
+        }
+        if now >= self.retransmit_at {
+            self.on_retransmission_timeout(now, config);
+        }
+        if self.state != TcpState::Closed && self.options.keep_alive && now >= self.keepalive_at(config) {
+            if self.keepalives >= self.options.keepalive_probes.unwrap_or(config.keepalive_probes) {
+                self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
+                return;
+            }
+            self.keepalives += 1;
+            self.probe_due = true;
+        }
+        if self.board.is_empty() {
+            self.board.trim();
+        }
+    }
+
+    fn on_retransmission_timeout(&mut self, now: Instant, config: &TcpConfig) {
+        let retries = match self.state {
+            TcpState::SynSent => config.syn_retries,
+            TcpState::SynReceived => config.synack_retries,
+            _ if self.orphan => ORPHAN_RETRIES.min(config.data_retries),
+            _ => config.data_retries,
+        };
+        if self.backoff >= retries && (!self.persisting || self.orphan) {
+            self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
+            return;
+        }
+        let first = self.backoff == 0;
+        // RFC 6298 5.5. A window that stays shut is probed for ever, at the longest interval.
+        self.backoff = self.backoff.saturating_add(1).min(64);
+        self.retransmit_at = now + self.timeout(config);
+        match self.state {
+            TcpState::SynSent | TcpState::SynReceived => self.syn_due = true,
+            _ if self.persisting => {
+                if self.send_edge > self.nxt {
+                    self.small_due = true;
+                } else {
+                    self.probe_due = true;
+                }
+            }
+            _ => {
+                let in_flight = self.board.in_flight();
+                self.congestion.on_timeout(now, in_flight, self.full_segment(), first);
+                self.board.on_timeout(self.nxt);
+            }
+        }
+    }
+
+    fn keepalive_at(&self, config: &TcpConfig) -> Instant {
+        // Data in flight asks the same question.
+        if !self.is_synchronized() || !self.board.is_empty() || self.persisting {
+            return NEVER;
+        }
+        let idle = self.options.keepalive_idle.unwrap_or(config.keepalive_idle);
+        let interval = self.options.keepalive_interval.unwrap_or(config.keepalive_interval);
+        self.last_receive + idle + interval.saturating_mul(u32::from(self.keepalives))
+    }
+
+    fn user_timeout(&self) -> Option<Duration> {
+        self.options.user_timeout.filter(|limit| !limit.is_zero())
+    }
+}

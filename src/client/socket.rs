@@ -1,0 +1,418 @@
+//! Verbs that happen once or seldom: open, bind, listen, connect, accept, shutdown, close, options, addresses.
+
+use core::net::SocketAddr;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::io::Errno;
+use sidestep_shm::Slot;
+use sidestep_shm::slot::{kind, load_address, request, status, store_address};
+use sidestep_shm::wire::Request;
+
+use crate::address::{UNSPECIFIED, any, from_wire, is_udp, is_v4, to_wire};
+use crate::session::Session;
+use crate::sys::{Held, errno};
+
+/// Options of a slot that are numbers. Units are those of the field in [`Slot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// TCP_KEEPIDLE in seconds.
+    KeepIdle,
+    /// TCP_KEEPINTVL in seconds.
+    KeepInterval,
+    /// TCP_KEEPCNT.
+    KeepCount,
+    /// TCP_USER_TIMEOUT in milliseconds.
+    UserTimeout,
+    /// SO_LINGER seconds + 1, 0 for off.
+    Linger,
+    /// IP_TOS, IPV6_TCLASS.
+    Tos,
+    /// IP_TTL, IPV6_UNICAST_HOPS; 0 for the default.
+    Ttl,
+    /// TCP_MAXSEG.
+    MaxSegment,
+}
+
+impl Number {
+    fn field(self, slot: &Slot) -> &AtomicU32 {
+        match self {
+            Self::KeepIdle => &slot.keep_idle_s,
+            Self::KeepInterval => &slot.keep_interval_s,
+            Self::KeepCount => &slot.keep_count,
+            Self::UserTimeout => &slot.user_timeout_ms,
+            Self::Linger => &slot.linger,
+            Self::Tos => &slot.tos,
+            Self::Ttl => &slot.ttl,
+            Self::MaxSegment => &slot.max_segment,
+        }
+    }
+}
+
+impl Session {
+    /// A new socket of `kind` ([`kind`]), held by this process. The engine hears of it at bind or connect.
+    ///
+    /// # Errors
+    /// EINVAL: no such kind. ENOBUFS: no slot is free. ENETDOWN: the engine is gone.
+    pub fn open(&self, kind: u32) -> Result<u32, Errno> {
+        if !(kind::TCP4..=kind::UDP6).contains(&kind) {
+            return Err(Errno::INVAL);
+        }
+        if !self.is_alive() {
+            return Err(Errno::NETDOWN);
+        }
+        let number = self.region().free_slots().claim().ok_or(Errno::NOBUFS)?;
+        let slot = self.slot(number)?;
+        slot.hold(self.process());
+        slot.kind.store(kind, Ordering::Release);
+        Ok(number)
+    }
+
+    /// bind(2). `options` are [`sidestep_shm::slot::option`] bits (REUSE_ADDRESS, REUSE_PORT, V6_ONLY); those set by
+    /// [`Self::set_option`] count too. Port 0 asks for any. Returns the address that it got.
+    ///
+    /// # Errors
+    /// EADDRINUSE, EADDRNOTAVAIL, EACCES, EINVAL (bound already), EAFNOSUPPORT, ENETDOWN.
+    pub fn bind(&self, slot: u32, address: SocketAddr, options: u32) -> Result<SocketAddr, Errno> {
+        let shared = self.slot(slot)?;
+        let _held = Held::take(&shared.call_lock, self.process())?;
+        self.bind_locked(slot, shared, address, options)
+    }
+
+    fn bind_locked(&self, slot: u32, shared: &Slot, to: SocketAddr, options: u32) -> Result<SocketAddr, Errno> {
+        let kind = shared.kind.load(Ordering::Relaxed);
+        if is_v4(kind) != to.is_ipv4() {
+            return Err(if is_v4(kind) { Errno::AFNOSUPPORT } else { Errno::INVAL });
+        }
+        if shared.status.load(Ordering::Acquire) & status::BOUND != 0
+            || shared.request.load(Ordering::Relaxed) & request::CONNECT != 0
+        {
+            return Err(Errno::INVAL);
+        }
+        let options = options | shared.options.load(Ordering::Relaxed);
+        let ask = Request::Bind { slot, kind, options, address: to_wire(to.ip()), port: to.port() };
+        let (address, port) = self.call(&ask, None)?;
+        store_address(&shared.wanted_local_address, address);
+        shared.wanted_local_port.store(u32::from(port), Ordering::Release);
+        Ok(from_wire(kind, address, port))
+    }
+
+    /// Binds to any address and port if the socket is not bound yet, as Linux does for listen() and sendto().
+    pub(crate) fn bind_if_unbound(&self, slot: u32, shared: &Slot) -> Result<(), Errno> {
+        if shared.wanted_local_port.load(Ordering::Acquire) != 0 {
+            return Ok(());
+        }
+        let _held = Held::take(&shared.call_lock, self.process())?;
+        self.bind_any_locked(slot, shared)
+    }
+
+    fn bind_any_locked(&self, slot: u32, shared: &Slot) -> Result<(), Errno> {
+        if shared.wanted_local_port.load(Ordering::Acquire) != 0 {
+            return Ok(());
+        }
+        let kind = shared.kind.load(Ordering::Relaxed);
+        self.bind_locked(slot, shared, any(kind), 0).map(drop)
+    }
+
+    /// listen(2), also to change the backlog. Returns the address; an unbound socket is bound to any port.
+    ///
+    /// # Errors
+    /// EADDRINUSE, EOPNOTSUPP (datagrams), EINVAL (connected), ENETDOWN.
+    pub fn listen(&self, slot: u32, backlog: u32) -> Result<SocketAddr, Errno> {
+        let shared = self.slot(slot)?;
+        let kind = shared.kind.load(Ordering::Relaxed);
+        if is_udp(kind) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let _held = Held::take(&shared.call_lock, self.process())?;
+        if shared.request.load(Ordering::Relaxed) & request::CONNECT != 0
+            || shared.status.load(Ordering::Acquire) & status::CONNECTED != 0
+        {
+            return Err(Errno::INVAL);
+        }
+        self.bind_any_locked(slot, shared)?;
+        let (address, port) = self.call(&Request::Listen { slot, backlog }, None)?;
+        Ok(from_wire(kind, address, port))
+    }
+
+    /// connect(2), TCP: starts the handshake; `Ok` means started. Then wait for POLLOUT and ask
+    /// [`Self::connect_outcome`]. UDP: sets the peer; port 0 takes it away (AF_UNSPEC).
+    ///
+    /// # Errors
+    /// EALREADY: under way. EISCONN: connected. EAFNOSUPPORT, EINVAL (listening, or port 0), ENETDOWN. After a failed
+    /// handshake its error, else ECONNABORTED: a slot connects once, so open another for the next try.
+    pub fn connect(&self, slot: u32, remote: SocketAddr) -> Result<(), Errno> {
+        let shared = self.slot(slot)?;
+        let kind = shared.kind.load(Ordering::Relaxed);
+        if is_v4(kind) && remote.is_ipv6() {
+            return Err(Errno::AFNOSUPPORT);
+        }
+        if !self.is_alive() {
+            return Err(Errno::NETDOWN);
+        }
+        let held = Held::take(&shared.call_lock, self.process())?;
+        if is_udp(kind) {
+            self.bind_any_locked(slot, shared)?;
+        } else {
+            let now = shared.status.load(Ordering::Acquire);
+            if now & status::LISTENING != 0 || remote.port() == 0 {
+                return Err(if now & status::LISTENING != 0 { Errno::ISCONN } else { Errno::CONNREFUSED });
+            }
+            if now & status::BROKEN != 0 {
+                return Err(take_error(shared).unwrap_or(Errno::CONNABORTED));
+            }
+            if now & status::CONNECTED != 0 {
+                return Err(Errno::ISCONN);
+            }
+            if shared.request.load(Ordering::Relaxed) & request::CONNECT != 0 {
+                return Err(Errno::ALREADY);
+            }
+            // The engine may know the socket from bind; then it has chosen the shard.
+            if now & status::OPEN == 0 {
+                let shards = self.region().geometry().shards;
+                shared.shard.store(self.turn.fetch_add(1, Ordering::Relaxed) % shards, Ordering::Relaxed);
+            }
+        }
+        store_address(&shared.wanted_remote_address, to_wire(remote.ip()));
+        shared.wanted_remote_port.store(u32::from(remote.port()), Ordering::Relaxed);
+        shared.options_version.fetch_add(1, Ordering::Release);
+        shared.request.fetch_or(request::CONNECT, Ordering::SeqCst);
+        drop(held);
+        self.mark(shared, slot);
+        Ok(())
+    }
+
+    /// How a connect() that was started went: `Ok(true)` connected, `Ok(false)` still under way.
+    ///
+    /// # Errors
+    /// The reason of the failure, once (ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, …); then ECONNABORTED. ENOTCONN when
+    /// none was started.
+    pub fn connect_outcome(&self, slot: u32) -> Result<bool, Errno> {
+        let shared = self.slot(slot)?;
+        self.bury_if_dead(shared);
+        let now = shared.status.load(Ordering::Acquire);
+        if now & status::BROKEN != 0 {
+            return Err(take_error(shared).unwrap_or(Errno::CONNABORTED));
+        }
+        if now & status::CONNECTED != 0 {
+            return Ok(true);
+        }
+        let started = shared.request.load(Ordering::Relaxed) & request::CONNECT != 0;
+        if started { Ok(false) } else { Err(Errno::NOTCONN) }
+    }
+
+    /// accept(2): takes a finished connection, held by this process when this returns. Shards take turns.
+    ///
+    /// # Errors
+    /// EAGAIN: none waits. EINVAL: not listening. EOPNOTSUPP: datagrams. ENETDOWN.
+    pub fn accept(&self, slot: u32) -> Result<(u32, SocketAddr), Errno> {
+        let listener = self.slot(slot)?;
+        let kind = listener.kind.load(Ordering::Relaxed);
+        if is_udp(kind) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if !self.is_alive() {
+            return Err(Errno::NETDOWN);
+        }
+        if listener.status.load(Ordering::Acquire) & status::LISTENING == 0 {
+            return Err(Errno::INVAL);
+        }
+        let shards = self.region().geometry().shards;
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % shards;
+        for shard in (first..shards).chain(0..first) {
+            let ring = self.region().accept_ring(slot, shard);
+            let taken = ring.and_then(|ring| ring.take(self.process(), |n| self.region().slot(n)));
+            if let Some(number) = taken {
+                let remote = self.remote_of(self.slot(number)?, kind);
+                return Ok((number, remote));
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// shutdown(2).
+    ///
+    /// # Errors
+    /// ENOTCONN: neither connected nor on the way there (a listener may stop reading).
+    pub fn shutdown(&self, slot: u32, read: bool, write: bool) -> Result<(), Errno> {
+        let shared = self.slot(slot)?;
+        let now = shared.status.load(Ordering::Acquire);
+        let asked = shared.request.load(Ordering::Relaxed);
+        let mut bits = 0;
+        if read {
+            bits |= request::STOP_READING;
+        }
+        if write {
+            bits |= request::FINISH;
+        }
+        let connected = now & (status::CONNECTED | status::LISTENING) != 0 || asked & request::CONNECT != 0;
+        let over = now & (status::BROKEN | status::CLOSED) != 0;
+        // Linux sets the flags of an unconnected UDP socket too, and reports ENOTCONN all the same.
+        if connected || is_udp(shared.kind.load(Ordering::Relaxed)) {
+            shared.request.fetch_or(bits, Ordering::SeqCst);
+            self.mark(shared, slot);
+        }
+        if connected && !over { Ok(()) } else { Err(Errno::NOTCONN) }
+    }
+
+    /// This process no longer has the socket. After the last holder the engine finishes the protocol and frees the
+    /// slot; the number must not be used again.
+    pub fn close(&self, slot: u32) {
+        let Ok(shared) = self.slot(slot) else { return };
+        shared.let_go(self.process());
+        self.mark(shared, slot);
+    }
+
+    /// Asks for a reset instead of an orderly close (SO_LINGER with zero seconds); follow it with [`Self::close`].
+    ///
+    /// # Errors
+    /// EBADF: no such slot.
+    pub fn abort(&self, slot: u32) -> Result<(), Errno> {
+        let shared = self.slot(slot)?;
+        shared.request.fetch_or(request::ABORT, Ordering::SeqCst);
+        self.mark(shared, slot);
+        Ok(())
+    }
+
+    /// Takes the pending error (SO_ERROR): an errno, 0 for none.
+    #[must_use]
+    pub fn take_error(&self, slot: u32) -> u32 {
+        let Ok(shared) = self.slot(slot) else { return 0 };
+        self.bury_if_dead(shared);
+        shared.error.swap(0, Ordering::AcqRel)
+    }
+
+    /// Sets or clears an [`sidestep_shm::slot::option`] bit and tells the engine.
+    ///
+    /// # Errors
+    /// EBADF: no such slot.
+    pub fn set_option(&self, slot: u32, bit: u32, on: bool) -> Result<(), Errno> {
+        let shared = self.slot(slot)?;
+        if on {
+            shared.options.fetch_or(bit, Ordering::Release);
+        } else {
+            shared.options.fetch_and(!bit, Ordering::Release);
+        }
+        self.options_changed(slot, shared);
+        Ok(())
+    }
+
+    /// Whether an [`sidestep_shm::slot::option`] bit is set.
+    #[must_use]
+    pub fn option(&self, slot: u32, bit: u32) -> bool {
+        self.slot(slot).is_ok_and(|s| s.options.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Sets a number and tells the engine. The caller has checked the range.
+    ///
+    /// # Errors
+    /// EBADF: no such slot.
+    pub fn set_number(&self, slot: u32, which: Number, value: u32) -> Result<(), Errno> {
+        let shared = self.slot(slot)?;
+        which.field(shared).store(value, Ordering::Release);
+        self.options_changed(slot, shared);
+        Ok(())
+    }
+
+    /// The number as set last; 0 is the default.
+    #[must_use]
+    pub fn number(&self, slot: u32, which: Number) -> u32 {
+        self.slot(slot).map_or(0, |s| which.field(s).load(Ordering::Relaxed))
+    }
+
+    fn options_changed(&self, slot: u32, shared: &Slot) {
+        shared.options_version.fetch_add(1, Ordering::Release);
+        shared.request.fetch_or(request::OPTIONS, Ordering::SeqCst);
+        self.mark(shared, slot);
+    }
+
+    /// getsockname(2): the local address; the wildcard and port 0 when there is none yet.
+    #[must_use]
+    pub fn local_address(&self, slot: u32) -> Option<SocketAddr> {
+        let shared = self.slot(slot).ok()?;
+        let kind = shared.kind.load(Ordering::Relaxed);
+        let now = shared.status.load(Ordering::Acquire);
+        let mut address = load_address(&shared.local_address);
+        let mut port = shared.local_port.load(Ordering::Relaxed);
+        if now & status::OPEN == 0 || port == 0 {
+            address = load_address(&shared.wanted_local_address);
+            port = shared.wanted_local_port.load(Ordering::Relaxed);
+        }
+        let address = if address == UNSPECIFIED && is_v4(kind) { to_wire(any(kind).ip()) } else { address };
+        Some(from_wire(kind, address, port as u16))
+    }
+
+    /// getpeername(2): None (ENOTCONN) unless connected.
+    #[must_use]
+    pub fn remote_address(&self, slot: u32) -> Option<SocketAddr> {
+        let shared = self.slot(slot).ok()?;
+        let kind = shared.kind.load(Ordering::Relaxed);
+        if is_udp(kind) {
+            return self.peer(shared);
+        }
+        let now = shared.status.load(Ordering::Acquire);
+        (now & status::CONNECTED != 0 && now & (status::BROKEN | status::CLOSED) == 0)
+            .then(|| self.remote_of(shared, kind))
+    }
+
+    /// The peer of a datagram socket, as connect() set it last.
+    pub(crate) fn peer(&self, shared: &Slot) -> Option<SocketAddr> {
+        if shared.request.load(Ordering::Acquire) & request::CONNECT == 0 {
+            return None;
+        }
+        let port = shared.wanted_remote_port.load(Ordering::Relaxed) as u16;
+        let address = load_address(&shared.wanted_remote_address);
+        (port != 0).then(|| from_wire(shared.kind.load(Ordering::Relaxed), address, port))
+    }
+
+    fn remote_of(&self, shared: &Slot, kind: u32) -> SocketAddr {
+        let port = shared.remote_port.load(Ordering::Relaxed) as u16;
+        from_wire(kind, load_address(&shared.remote_address), port)
+    }
+
+    /// FIONREAD: bytes that can be read; of datagrams, the length of the next.
+    #[must_use]
+    pub fn queued_in(&self, slot: u32) -> usize {
+        let (Ok(shared), Some(ring)) = (self.slot(slot), self.region().rx(slot)) else { return 0 };
+        if is_udp(shared.kind.load(Ordering::Relaxed)) {
+            return crate::datagram::next_len(shared, ring).unwrap_or(0);
+        }
+        if shared.status.load(Ordering::Relaxed) & status::LISTENING != 0 {
+            return 0;
+        }
+        crate::stream::readable(shared, ring.capacity())
+    }
+
+    /// SIOCOUTQ: bytes written and not yet acknowledged (datagrams: not yet sent).
+    #[must_use]
+    pub fn queued_out(&self, slot: u32) -> usize {
+        let (Ok(shared), Some(ring)) = (self.slot(slot), self.region().tx(slot)) else { return 0 };
+        ring.capacity() - crate::stream::writable(shared, ring.capacity())
+    }
+
+    /// When the engine is gone, does to the socket what a reset would: its error once, then end-of-file and EPIPE.
+    /// Returns whether the engine is gone.
+    pub(crate) fn bury_if_dead(&self, shared: &Slot) -> bool {
+        if self.is_alive() {
+            return false;
+        }
+        let before = shared.status.fetch_or(status::BROKEN | status::CLOSED, Ordering::SeqCst);
+        if before & status::BROKEN == 0 {
+            let connected = before & (status::CONNECTED | status::CONNECTING) != 0;
+            let errno = if connected { Errno::CONNRESET } else { Errno::NETDOWN };
+            shared.error.store(errno.raw_os_error() as u32, Ordering::SeqCst);
+        }
+        true
+    }
+}
+
+/// Takes the slot's pending error.
+pub(crate) fn take_error(shared: &Slot) -> Option<Errno> {
+    // Errors are rare; a load first spares the line a locked write for every call.
+    if shared.error.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    match shared.error.swap(0, Ordering::AcqRel) {
+        0 => None,
+        number => Some(errno(number)),
+    }
+}

@@ -1,0 +1,210 @@
+//! Bytes of TCP: between the program's buffers and the slot's rings.
+//!
+//! The engine writes `rx_tail` and `tx_head`; programs write `rx_head` and `tx_tail`, one at a time under the slot's
+//! lock. Positions are never trusted: what they say is cut to the ring's capacity.
+
+use core::sync::atomic::Ordering;
+use std::io::{IoSlice, IoSliceMut};
+
+use rustix::io::Errno;
+use sidestep_shm::Slot;
+use sidestep_shm::slot::{option, request, status};
+
+use crate::session::Session;
+use crate::socket::take_error;
+use crate::sys::Held;
+
+/// Largest number of bytes read before the engine is told, so that the window that the peer sees stays open.
+const MOST_UNTOLD: u64 = 32_768;
+/// Least such number, about two segments: the smallest update of a window that RFC 9293 3.8.6.2.2 allows a receiver.
+const LEAST_UNTOLD: u64 = 2048;
+
+/// Bytes to read.
+pub(crate) fn readable(shared: &Slot, capacity: usize) -> usize {
+    let tail = shared.rx_tail.load(Ordering::Acquire);
+    cut(tail, shared.rx_head.load(Ordering::Relaxed), capacity)
+}
+
+/// Room to write.
+pub(crate) fn writable(shared: &Slot, capacity: usize) -> usize {
+    let head = shared.tx_head.load(Ordering::Acquire);
+    capacity - cut(shared.tx_tail.load(Ordering::Relaxed), head, capacity)
+}
+
+/// `tail - head`, at most `capacity`; nothing when head is beyond tail, which can only be damage.
+fn cut(tail: u64, head: u64, capacity: usize) -> usize {
+    usize::try_from(tail.saturating_sub(head)).unwrap_or(usize::MAX).min(capacity)
+}
+
+/// Whether reading from `head` on to `to` is to be told to the engine: the ring had been more than half full, or the
+/// stream passed one of the marks that stand every eighth of the ring.
+pub(crate) fn worth_telling(head: u64, to: u64, was_queued: usize, capacity: usize) -> bool {
+    let step = (capacity as u64 / 8).clamp(LEAST_UNTOLD, MOST_UNTOLD);
+    was_queued > capacity / 2 || head / step != to / step
+}
+
+impl Session {
+    /// recv(2) on TCP: fills `bufs` as far as there are bytes, and returns how many it put there. 0 is the end of the
+    /// stream (or no room in `bufs`). With `peek` the bytes stay.
+    ///
+    /// # Errors
+    /// EAGAIN: nothing yet. ENOTCONN: not connected. Otherwise the connection's pending error (ECONNRESET, ETIMEDOUT,
+    /// ECONNREFUSED, …), once, and only after what had arrived before it.
+    pub fn receive(&self, slot: u32, bufs: &mut [IoSliceMut<'_>], peek: bool) -> Result<usize, Errno> {
+        let shared = self.slot(slot)?;
+        let ring = self.region().rx(slot).ok_or(Errno::BADF)?;
+        // Before the bytes: a connection that had ended when the ring was still empty gets no more of them.
+        let mut state = shared.status.load(Ordering::Acquire);
+        if state & status::LISTENING != 0 {
+            return Err(Errno::NOTCONN);
+        }
+        let held = Held::take(&shared.rx_lock, self.process())?;
+        let mut queued = readable(shared, ring.capacity());
+        if queued == 0 && state & (status::PEER_FINISHED | status::BROKEN | status::CLOSED) == 0 {
+            if !self.bury_if_dead(shared) {
+                drop(held);
+                return at_the_end(shared, state);
+            }
+            state = shared.status.load(Ordering::Acquire);
+            queued = readable(shared, ring.capacity());
+        }
+        if queued == 0 {
+            drop(held);
+            return at_the_end(shared, state);
+        }
+        let head = shared.rx_head.load(Ordering::Relaxed);
+        let mut done = 0;
+        for buf in bufs.iter_mut() {
+            let n = buf.len().min(queued - done);
+            ring.read(head + done as u64, &mut buf[..n]);
+            done += n;
+        }
+        if peek || done == 0 {
+            return Ok(done);
+        }
+        let to = head + done as u64;
+        shared.rx_head.store(to, Ordering::Release);
+        drop(held);
+        if worth_telling(head, to, queued, ring.capacity()) {
+            self.mark(shared, slot);
+        }
+        Ok(done)
+    }
+
+    /// Reads and throws away up to `most` bytes (MSG_TRUNC on TCP). Otherwise as [`Self::receive`].
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn discard(&self, slot: u32, most: usize) -> Result<usize, Errno> {
+        let mut waste = [0u8; 2048];
+        let mut done = 0;
+        while done < most {
+            let n = waste.len().min(most - done);
+            match self.receive(slot, &mut [IoSliceMut::new(&mut waste[..n])], false) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// send(2) on TCP: takes as many bytes as there is room for and returns how many. With `more` (MSG_MORE) a last
+    /// partial segment waits for what follows.
+    ///
+    /// # Errors
+    /// EAGAIN: no room, or still connecting. EPIPE: not connected, or nothing more can be sent (SIGPIPE is the
+    /// caller's business). Otherwise the connection's pending error, once.
+    pub fn send(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool) -> Result<usize, Errno> {
+        let shared = self.slot(slot)?;
+        let ring = self.region().tx(slot).ok_or(Errno::BADF)?;
+        self.bury_if_dead(shared);
+        if let Some(error) = take_error(shared) {
+            return Err(error);
+        }
+        let state = shared.status.load(Ordering::Acquire);
+        let asked = shared.request.load(Ordering::Relaxed);
+        let over = status::BROKEN | status::CLOSED | status::FINISHED | status::LISTENING;
+        if state & over != 0 || asked & (request::FINISH | request::ABORT) != 0 {
+            return Err(Errno::PIPE);
+        }
+        if state & status::CONNECTED == 0 {
+            return Err(if asked & request::CONNECT != 0 { Errno::AGAIN } else { Errno::PIPE });
+        }
+        let held = Held::take(&shared.tx_lock, self.process())?;
+        let room = writable(shared, ring.capacity());
+        let tail = shared.tx_tail.load(Ordering::Relaxed);
+        let mut done = 0;
+        for buf in bufs {
+            let n = buf.len().min(room - done);
+            ring.write(tail + done as u64, &buf[..n]);
+            done += n;
+        }
+        if done == 0 {
+            let wanted = bufs.iter().any(|b| !b.is_empty());
+            return if wanted { Err(Errno::AGAIN) } else { Ok(0) };
+        }
+        if more != (shared.options.load(Ordering::Relaxed) & option::MORE != 0) {
+            hold_back(shared, more);
+        }
+        shared.tx_tail.store(tail + done as u64, Ordering::Release);
+        drop(held);
+        self.mark(shared, slot);
+        Ok(done)
+    }
+}
+
+/// Sets or clears MSG_MORE's bit, before the bytes that it is about become visible.
+fn hold_back(shared: &Slot, more: bool) {
+    if more {
+        shared.options.fetch_or(option::MORE, Ordering::Release);
+    } else {
+        shared.options.fetch_and(!option::MORE, Ordering::Release);
+    }
+    shared.options_version.fetch_add(1, Ordering::Release);
+    shared.request.fetch_or(request::OPTIONS, Ordering::SeqCst);
+}
+
+/// What recv() says when no byte is there. `state` was read before the ring was found empty.
+fn at_the_end(shared: &Slot, state: u32) -> Result<usize, Errno> {
+    if let Some(error) = take_error(shared) {
+        return Err(error);
+    }
+    let asked = shared.request.load(Ordering::Relaxed);
+    let ended = status::PEER_FINISHED | status::BROKEN | status::CLOSED;
+    if state & ended != 0 || asked & request::STOP_READING != 0 {
+        return Ok(0);
+    }
+    if state & status::CONNECTED == 0 && asked & request::CONNECT == 0 {
+        return Err(Errno::NOTCONN);
+    }
+    Err(Errno::AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_positions_are_cut() {
+        assert_eq!(cut(10, 4, 64), 6);
+        assert_eq!(cut(u64::MAX, 4, 64), 64);
+        assert_eq!(cut(3, 4, 64), 0);
+    }
+
+    #[test]
+    fn the_engine_hears_of_reading_often_enough_but_not_of_each_read() {
+        let capacity = 65_536;
+        assert!(!worth_telling(0, 64, 64, capacity));
+        assert!(worth_telling(0, 64, capacity / 2 + 1, capacity));
+        // However small the reads, an emptied ring has been told.
+        let mut head = 0;
+        let told = (0..1024).filter(|_| {
+            head += 64;
+            worth_telling(head - 64, head, 100, capacity)
+        });
+        assert_eq!(told.count(), 8);
+        assert!(worth_telling(1000, 3000, 2000, 4096));
+    }
+}

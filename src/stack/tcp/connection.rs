@@ -130,6 +130,9 @@ pub(super) struct Connection {
     pub syn_due: bool,
     pub reset_due: bool,
     pub ack_due: bool,
+    /// ACKs beyond the next one: without SACK, each segment out of order has to be answered by its own, because the
+    /// peer counts them (RFC 5681 3.2).
+    pub more_acks: u8,
     pub probe_due: bool,
     /// Send what the window allows though it is little: the override of RFC 9293 3.8.6.2.1.
     pub small_due: bool,
@@ -146,6 +149,8 @@ pub(super) struct Connection {
     pub parked_until: Instant,
     pub last_receive: Instant,
     pub keepalives: u8,
+    /// Window probes without any answer.
+    pub probes: u8,
 
     // Receiving.
     pub rx_nxt: u64,
@@ -220,6 +225,7 @@ impl Connection {
             syn_due: false,
             reset_due: false,
             ack_due: false,
+            more_acks: 0,
             probe_due: false,
             small_due: false,
             retransmit_at: NEVER,
@@ -230,6 +236,7 @@ impl Connection {
             parked_until: Instant::ZERO,
             last_receive: now,
             keepalives: 0,
+            probes: 0,
             rx_nxt: ORIGIN,
             rx_head: FIRST,
             // The window of a SYN is not scaled (RFC 7323 2.2).

@@ -13,6 +13,9 @@ use core::time::Duration;
 /// RFC 7323 5.5: a timestamp this old says nothing any more.
 const TIMESTAMP_LIFETIME: Duration = Duration::from_secs(24 * 24 * 3600);
 
+/// ACKs of segments out of order that wait at most: enough for a fast retransmit.
+const MORE_ACKS: u8 = 3;
+
 impl Connection {
     /// Takes a segment of this connection.
     pub fn on_segment(&mut self, cx: &mut Context<'_>, config: &TcpConfig, segment: &Segment<'_>) {
@@ -163,6 +166,7 @@ impl Connection {
         }
         self.last_receive = cx.now;
         self.keepalives = 0;
+        self.probes = 0;
         self.on_ack(cx, config, segment, seq, ack, len);
         if !matches!(self.state, TcpState::Closed | TcpState::TimeWait)
             && (!segment.payload.is_empty() || segment.has(FIN))
@@ -227,16 +231,11 @@ impl Connection {
         if ack > self.una {
             self.on_new_ack(config, segment, ack, in_flight, rtt, now);
         } else {
-            if rtt.is_some_and(|_| self.backoff == 0) {
-                rtt.into_iter().for_each(|rtt| self.rtt.sample(rtt));
+            if let Some(rtt) = rtt {
+                self.rtt.sample(rtt);
             }
             if !self.sack && ack == self.una && len == 0 && !window_changed {
                 self.board.on_duplicate(full);
-            }
-            if self.persisting {
-                // The peer is alive and keeps its window shut. RFC 9293 3.8.6.1: that may go on as long as it likes.
-                self.backoff = self.backoff.min(6);
-                self.soft_error = None;
             }
         }
 
@@ -394,6 +393,9 @@ impl Connection {
     fn accept_data(&mut self, cx: &mut Context<'_>, start: u64, end: u64, data: &[u8]) -> bool {
         if start > self.rx_nxt {
             // RFC 5681 4.2: a gap is reported at once.
+            if self.ack_due && !self.sack {
+                self.more_acks = self.more_acks.saturating_add(1).min(MORE_ACKS);
+            }
             self.ack_due = true;
             if self.sack && self.assembler.contains(start, end) {
                 self.duplicate = Some((start, end));

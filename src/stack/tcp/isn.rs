@@ -13,6 +13,9 @@ pub(super) struct Secrets {
     pub random: Rng,
     isn: SipKey,
     timestamp: SipKey,
+    /// For tests of what happens where numbers wrap.
+    #[cfg(test)]
+    pub fixed_sequence: Option<u32>,
 }
 
 impl Secrets {
@@ -23,6 +26,8 @@ impl Secrets {
             random: Rng::new(SipKey::derive(seed, 3)),
             isn: SipKey::derive(seed, 4),
             timestamp: SipKey::derive(seed, 5),
+            #[cfg(test)]
+            fixed_sequence: None,
         }
     }
 
@@ -30,6 +35,10 @@ impl Secrets {
     /// of the tuple.
     #[allow(clippy::cast_possible_truncation)]
     pub fn initial_sequence(&self, flow: &FlowKey, now: Instant) -> u32 {
+        #[cfg(test)]
+        if let Some(fixed) = self.fixed_sequence {
+            return fixed;
+        }
         let clock = (now.as_nanos() >> 12) as u32;
         (flow.hash(self.isn) as u32).wrapping_add(clock)
     }

@@ -391,6 +391,7 @@ impl Tcp {
                 Pending::Changed(id) => {
                     if let Some(connection) = self.current(id)
                         && !connection.released
+                        && !connection.orphan
                     {
                         connection.event_queued = false;
                         connection.changed = false;

@@ -284,7 +284,8 @@ impl Connection {
     /// Everything received so far is about to be acknowledged.
     const fn note_acked(&mut self) {
         self.acked = self.rx_nxt;
-        self.ack_due = false;
+        self.ack_due = self.more_acks > 0;
+        self.more_acks = self.more_acks.saturating_sub(1);
         self.ack_at = NEVER;
         self.duplicate = None;
     }

@@ -194,6 +194,8 @@ pub(super) struct Net {
     /// Drops segments for which it says so.
     pub filter: Option<fn(&Segment<'_>) -> bool>,
     pub down: bool,
+    /// Drops that many segments with payload.
+    pub drop_next: usize,
 }
 
 use crate::siphash::{Rng, SipKey};
@@ -236,6 +238,7 @@ impl Net {
             log: false,
             filter: None,
             down: false,
+            drop_next: 0,
         }
     }
 
@@ -423,6 +426,10 @@ impl Net {
         }
         let mut chance = |parts: u64| self.random.next_u64() % 1000 < parts;
         let lost = chance(self.pipe.loss);
+        if self.drop_next > 0 && !Segment::parse(&packet.bytes).unwrap().payload.is_empty() {
+            self.drop_next -= 1;
+            return;
+        }
         let copies = 1 + u64::from(chance(self.pipe.duplicate));
         if lost || self.down || self.filter.is_some_and(|drop| drop(&Segment::parse(&packet.bytes).unwrap())) {
             return;

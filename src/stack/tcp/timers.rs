@@ -29,27 +29,22 @@ impl Connection {
     /// Starts and stops the retransmission and persist timers as the state demands. `idle`: nothing can be sent now.
     pub fn update_timers(&mut self, now: Instant, config: &TcpConfig, idle: bool) {
         let syn_outstanding = matches!(self.state, TcpState::SynSent | TcpState::SynReceived) && self.nxt > ORIGIN;
-        if !self.board.is_empty() || syn_outstanding {
-            if self.persisting {
-                self.persisting = false;
-                self.backoff = 0;
-                self.retransmit_at = NEVER;
-            }
-            // RFC 6298 5.1: started when something is sent and it isn't running.
-            if self.retransmit_at == NEVER {
-                self.retransmit_at = now + self.timeout(config);
-            }
-        } else if idle && self.is_blocked_by_window() {
-            if !self.persisting || self.retransmit_at == NEVER {
-                if !self.persisting {
-                    self.stalled_since = now;
-                }
-                self.persisting = true;
-                self.retransmit_at = now + self.timeout(config);
-            }
-        } else {
-            self.persisting = false;
+        let outstanding = !self.board.is_empty() || syn_outstanding;
+        let persisting = !outstanding && (idle || self.persisting) && self.is_blocked_by_window();
+        if persisting != self.persisting {
+            // The two share a timer, but not how often it has fired.
+            self.persisting = persisting;
+            self.backoff = 0;
             self.retransmit_at = NEVER;
+            if persisting {
+                self.stalled_since = now;
+            }
+        }
+        if !outstanding && !persisting {
+            self.retransmit_at = NEVER;
+        } else if self.retransmit_at == NEVER {
+            // RFC 6298 5.1: started when something is sent and it isn't running.
+            self.retransmit_at = now + self.timeout(config);
         }
     }
 
@@ -101,17 +96,20 @@ impl Connection {
             _ if self.orphan => ORPHAN_RETRIES.min(config.data_retries),
             _ => config.data_retries,
         };
-        if self.backoff >= retries && (!self.persisting || self.orphan) {
+        // A window may stay shut for ever (RFC 9293 3.8.6.1) as long as someone says so, but not for nobody's sake.
+        let tries = if self.persisting && !self.orphan { self.probes } else { self.backoff };
+        if tries >= retries {
             self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
             return;
         }
         let first = self.backoff == 0;
-        // RFC 6298 5.5. A window that stays shut is probed for ever, at the longest interval.
+        // RFC 6298 5.5.
         self.backoff = self.backoff.saturating_add(1).min(64);
         self.retransmit_at = now + self.timeout(config);
         match self.state {
             TcpState::SynSent | TcpState::SynReceived => self.syn_due = true,
             _ if self.persisting => {
+                self.probes += 1;
                 if self.send_edge > self.nxt {
                     self.small_due = true;
                 } else {

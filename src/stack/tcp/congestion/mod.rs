@@ -57,9 +57,10 @@ pub fn controller(name: Congestion, mss: u32) -> Box<dyn CongestionControl> {
     }
 }
 
-/// RFC 5681 3.1 with byte counting (RFC 3465, L = 2): what slow start adds for an acknowledgment.
+/// RFC 5681 3.1 by bytes: what slow start adds for an acknowledgment. Without the limit of RFC 3465, as Linux: a
+/// receiver that takes frames in batches acknowledges a whole batch at once.
 fn slow_start(window: u64, threshold: u64, acked: &Acked) -> u64 {
-    (window + acked.bytes.min(2 * u64::from(acked.mss))).min(threshold.max(window))
+    (window + acked.bytes).min(threshold.max(window))
 }
 
 /// Whether the window was the limit: one that wasn't in use must not grow (RFC 9293 says nothing, RFC 7661 does).

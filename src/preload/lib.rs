@@ -1,1 +1,50 @@
-//! placeholder
+//! The preload library: an unmodified program's socket calls, on a Sidestep engine.
+//!
+//! ```text
+//!   program ── read, connect, epoll_wait, fork, … ──▶ exports
+//!                                                        │  table: whose is this descriptor?
+//!                              the kernel's ◀────────────┼───────────▶ the stack's
+//!                              real (the C library)      │             socket, options, transfer, poll, epoll, process
+//!                                                        │                │
+//!                                                        │                ▼
+//!                                                        │             sidestep-client (engine: the session)
+//! ```
+//!
+//! A socket that the stack could serve starts as a kernel socket, the *placeholder*, whose number is the program's
+//! descriptor. The first bind, connect or datagram decides by address whose it is. If it is the stack's, the
+//! placeholder stays: it holds the number, the flags that fcntl() knows, options as the kernel validates them, and it
+//! goes through exec; everything else happens in the engine's slot.
+//!
+//! What this library may not do inside a strange program: bring threads, a logger, or an allocator of its own; unwind
+//! into it; take a descriptor number that the program could expect for itself; cost anything where no socket is.
+//!
+//! Limits, with reasons in `docs/POSIX.md`: stdio on a socket's descriptor, execl(), SCM_RIGHTS of a stack socket, and
+//! system calls made without the C library reach the placeholder, not the stack.
+
+mod address;
+mod engine;
+mod epoll;
+mod errno;
+pub mod exports;
+mod files;
+mod interest;
+mod options;
+mod poll;
+mod process;
+mod real;
+mod socket;
+mod table;
+mod transfer;
+
+/// Runs when the library is loaded, before the program: reads what `sidestep run` left in the environment, and takes
+/// over what a program before exec passed on. Does nothing in a program that runs without an engine.
+extern "C" fn start() {
+    if engine::settings().is_some() {
+        process::adopt();
+    }
+}
+
+#[used]
+// SAFETY: functions in this section are called once each by the dynamic loader, as start() may be.
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;

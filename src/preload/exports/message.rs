@@ -1,0 +1,256 @@
+//! sendmsg, recvmsg, sendmmsg, recvmmsg, with the control messages of UDP.
+
+use core::ffi::{c_int, c_uint, c_void};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::sync::atomic::Ordering;
+
+use libc::{cmsghdr, mmsghdr, msghdr, ssize_t, timespec};
+use sidestep_client::shm::datagram::Header;
+use sidestep_client::{DatagramOptions, Session, now_ns};
+
+use super::data::{KERNEL, destination, slot_to_send};
+use super::{candidate, export, guard, ours};
+use crate::errno::Errno;
+use crate::options::wants;
+use crate::socket::Socket;
+use crate::{address, real, transfer};
+
+/// # Safety
+/// As sendmsg.
+unsafe fn send_message(
+    session: &'static Session,
+    socket: &'static Socket,
+    fd: c_int,
+    message: *const msghdr,
+    flags: c_int,
+) -> Result<ssize_t, Errno> {
+    if message.is_null() {
+        return Err(Errno(libc::EFAULT));
+    }
+    // SAFETY: the caller's word.
+    let m = unsafe { message.read_unaligned() };
+    let datagram = socket.is_datagram();
+    // SAFETY: as above.
+    let to = if datagram { unsafe { destination(socket, m.msg_name.cast(), m.msg_namelen)? } } else { None };
+    let Some(slot) = slot_to_send(session, socket, fd, to)? else { return Ok(KERNEL) };
+    // SAFETY: as above.
+    unsafe {
+        transfer::sources(m.msg_iov, m.msg_iovlen, |bufs| {
+            let sent = if datagram {
+                let extra = send_options(&m)?;
+                transfer::send_datagram(session, socket, slot, bufs, flags, (to, &extra))
+            } else {
+                transfer::send(session, socket, slot, bufs, flags)
+            };
+            sent.map(|n| n as ssize_t)
+        })
+    }
+}
+
+/// # Safety
+/// As recvmsg.
+unsafe fn receive_message(
+    session: &Session,
+    socket: &Socket,
+    slot: u32,
+    message: *mut msghdr,
+    flags: c_int,
+) -> Result<ssize_t, Errno> {
+    if message.is_null() {
+        return Err(Errno(libc::EFAULT));
+    }
+    // SAFETY: the caller's word.
+    let mut m = unsafe { message.read_unaligned() };
+    let pieces = m.msg_iovlen;
+    m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+    let got;
+    if socket.is_datagram() {
+        // SAFETY: as above.
+        let (n, header) = unsafe {
+            transfer::targets(m.msg_iov, pieces, |bufs| transfer::receive_datagram(session, socket, slot, bufs, flags))?
+        };
+        // SAFETY: as above.
+        unsafe {
+            let mut len = m.msg_namelen;
+            address::write(socket.domain(), &transfer::sender(socket, &header), m.msg_name.cast(), &raw mut len)?;
+            m.msg_namelen = if m.msg_name.is_null() { 0 } else { len };
+            write_control(socket, &mut m, &header);
+        }
+        if n < header.len as usize {
+            m.msg_flags |= libc::MSG_TRUNC;
+        }
+        got = transfer::datagram_len(n, &header, flags);
+    } else {
+        // SAFETY: as above.
+        got = unsafe {
+            transfer::targets(m.msg_iov, pieces, |bufs| transfer::receive(session, socket, slot, bufs, flags))?
+        };
+        m.msg_namelen = 0;
+        m.msg_controllen = 0;
+    }
+    // SAFETY: as above.
+    unsafe { message.write_unaligned(m) };
+    Ok(got as ssize_t)
+}
+
+/// What the control messages of a datagram ask for.
+///
+/// # Safety
+/// As sendmsg.
+unsafe fn send_options(m: &msghdr) -> Result<DatagramOptions, Errno> {
+    let mut options = DatagramOptions::default();
+    // SAFETY: the macros stay inside msg_controllen, which is the caller's word.
+    unsafe {
+        let mut c = if m.msg_control.is_null() { core::ptr::null_mut() } else { libc::CMSG_FIRSTHDR(m) };
+        while let Some(head) = c.as_ref() {
+            let (data, len) = (libc::CMSG_DATA(c), head.cmsg_len);
+            let holds = |bytes: usize| len >= libc::CMSG_LEN(bytes as u32) as usize;
+            match (head.cmsg_level, head.cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) if holds(size_of::<libc::in_pktinfo>()) => {
+                    let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                    let source = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                    options.local = (!source.is_unspecified()).then_some(IpAddr::V4(source));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if holds(size_of::<libc::in6_pktinfo>()) => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    let source = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    options.local = (!source.is_unspecified()).then_some(IpAddr::V6(source));
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) if holds(1) => options.tos = Some(*data),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if holds(4) => {
+                    options.tos = Some(data.cast::<c_int>().read_unaligned() as u8);
+                }
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) if holds(4) => {
+                    options.ttl = Some(data.cast::<c_int>().read_unaligned() as u8);
+                }
+                // UDP_SEGMENT: one call, many datagrams.
+                (libc::SOL_UDP, _) => return Err(Errno(libc::EINVAL)),
+                _ => {}
+            }
+            c = libc::CMSG_NXTHDR(m, c);
+        }
+    }
+    Ok(options)
+}
+
+/// Gives the control messages that the socket was told to give.
+///
+/// # Safety
+/// As recvmsg.
+unsafe fn write_control(socket: &Socket, m: &mut msghdr, header: &Header) {
+    let room = if m.msg_control.is_null() { 0 } else { m.msg_controllen };
+    let wanted = socket.wants.load(Ordering::Relaxed);
+    let mut used = 0;
+    let local = Ipv6Addr::from(header.local);
+    let mut put = |level: c_int, kind: c_int, data: &[u8]| {
+        // SAFETY: arithmetic only.
+        let (space, len) = unsafe { (libc::CMSG_SPACE(data.len() as u32), libc::CMSG_LEN(data.len() as u32)) };
+        if used + len as usize > room {
+            m.msg_flags |= libc::MSG_CTRUNC;
+            return;
+        }
+        let head = cmsghdr { cmsg_len: len as _, cmsg_level: level, cmsg_type: kind };
+        // SAFETY: inside `room` bytes, by the check above; the data comes behind the header, as CMSG_DATA says.
+        unsafe {
+            let at = m.msg_control.cast::<u8>().add(used);
+            at.cast::<cmsghdr>().write_unaligned(head);
+            let behind = libc::CMSG_LEN(0) as usize;
+            core::ptr::copy_nonoverlapping(data.as_ptr(), at.add(behind), data.len());
+        }
+        used = (used + space as usize).min(room);
+    };
+    if wanted & wants::PKTINFO4 != 0 && socket.domain() == libc::AF_INET {
+        let v4 = local.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
+        // struct in_pktinfo: interface, local address, destination address of the packet.
+        let mut info = [0; 12];
+        info[4..8].copy_from_slice(&v4);
+        info[8..12].copy_from_slice(&v4);
+        put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+    }
+    if wanted & wants::PKTINFO6 != 0 {
+        // struct in6_pktinfo: address, interface.
+        let mut info = [0; 20];
+        info[..16].copy_from_slice(&header.local);
+        put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+    }
+    let v4 = local.to_ipv4_mapped().is_some();
+    if v4 && wanted & wants::TOS4 != 0 {
+        put(libc::IPPROTO_IP, libc::IP_TOS, &[header.tos]);
+    }
+    if !v4 && wanted & wants::TOS6 != 0 {
+        put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &c_int::from(header.tos).to_ne_bytes());
+    }
+    if v4 && wanted & wants::TTL4 != 0 {
+        put(libc::IPPROTO_IP, libc::IP_TTL, &c_int::from(header.ttl).to_ne_bytes());
+    }
+    if !v4 && wanted & wants::TTL6 != 0 {
+        put(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &c_int::from(header.ttl).to_ne_bytes());
+    }
+    m.msg_controllen = used as _;
+}
+
+export! {
+    /// sendmsg(2).
+    fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+        let Some((session, socket)) = candidate(fd) else { return real::sendmsg(fd, message, flags) };
+        let outcome = guard(|| send_message(session, socket, fd, message, flags));
+        if outcome == KERNEL { real::sendmsg(fd, message, flags) } else { outcome }
+    }
+
+    /// recvmsg(2).
+    fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+        let Some((session, socket, slot)) = ours(fd) else { return real::recvmsg(fd, message, flags) };
+        guard(|| receive_message(session, socket, slot, message, flags))
+    }
+
+    /// sendmmsg(2).
+    fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+        if candidate(fd).is_none() {
+            return real::sendmmsg(fd, messages, count, flags);
+        }
+        let mut done = 0;
+        for i in 0..count.min(1024) as usize {
+            let one = messages.add(i);
+            let sent = sendmsg(fd, &raw const (*one).msg_hdr, flags);
+            if sent < 0 {
+                break;
+            }
+            (*one).msg_len = sent as c_uint;
+            done += 1;
+        }
+        if done == 0 && count > 0 { -1 } else { done }
+    }
+
+    /// recvmmsg(2).
+    fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
+        if ours(fd).is_none() {
+            return real::recvmmsg(fd, messages, count, flags, timeout);
+        }
+        // As in Linux, the time is only looked at after each datagram: recvmmsg(2), BUGS.
+        let until = timeout.as_ref().map(|t| now_ns() + t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64);
+        let mut flags_now = flags & !libc::MSG_WAITFORONE;
+        let mut done = 0;
+        for i in 0..count.min(1024) as usize {
+            let one = messages.add(i);
+            let got = recvmsg(fd, &raw mut (*one).msg_hdr, flags_now);
+            if got < 0 {
+                break;
+            }
+            (*one).msg_len = got as c_uint;
+            done += 1;
+            if flags & libc::MSG_WAITFORONE != 0 {
+                flags_now |= libc::MSG_DONTWAIT;
+            }
+            if until.is_some_and(|until| now_ns() >= until) {
+                break;
+            }
+        }
+        if done == 0 && count > 0 { -1 } else { done }
+    }
+}
+
+const _: () = {
+    // The layouts that are written by hand above.
+    assert!(size_of::<libc::in_pktinfo>() == 12 && size_of::<libc::in6_pktinfo>() == 20);
+    assert!(size_of::<*mut c_void>() == 8);
+};

@@ -1,0 +1,128 @@
+//! The C library's own functions, looked up behind this library with `dlsym(RTLD_NEXT)`.
+//!
+//! Each is looked up at its first call and the address kept in a word of its own, so that it works before any
+//! constructor ran (allocators open files while they start) and in a forked child. A lookup never allocates. A function
+//! that the C library doesn't have fails with ENOSYS.
+//!
+//! The functions are called with the unwinding ABI because some are cancellation points: glibc cancels a thread by
+//! unwinding it, and callers here that only pass a call through must let that pass.
+
+use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::{
+    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, sockaddr, socklen_t, timespec,
+};
+use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, size_t, ssize_t, timeval};
+
+/// Address of `name` in the libraries after this one, kept in `kept`. Null when there is none.
+fn look_up(name: &CStr, kept: &AtomicPtr<c_void>) -> *mut c_void {
+    // SAFETY: a constant, NUL-terminated name.
+    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    kept.store(found, Ordering::Relaxed);
+    found
+}
+
+macro_rules! real {
+    ($($name:ident($($arg:ident: $type:ty),* $(; $($rest:ident: $rest_type:ty),+)?) -> $ret:ty;)+) => {$(
+        #[doc = concat!("The C library's `", stringify!($name), "`.")]
+        ///
+        /// # Safety
+        /// As the manual page says.
+        #[inline]
+        #[allow(non_snake_case, reason = "the C library's name")]
+        pub unsafe fn $name($($arg: $type,)* $($($rest: $rest_type),+)?) -> $ret {
+            static KEPT: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+            let mut found = KEPT.load(Ordering::Relaxed);
+            if found.is_null() {
+                const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                    Ok(name) => name,
+                    Err(_) => c"",
+                };
+                found = look_up(NAME, &KEPT);
+                if found.is_null() {
+                    crate::errno::set(libc::ENOSYS);
+                    return -1;
+                }
+            }
+            // SAFETY: the C library's function of that name has this type; what is asked of arguments is the caller's.
+            unsafe {
+                let call: unsafe extern "C-unwind" fn($($type,)* $($($rest_type),+)?) -> $ret = core::mem::transmute(found);
+                call($($arg,)* $($($rest),+)?)
+            }
+        }
+    )+};
+}
+
+real! {
+    socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
+    listen(fd: c_int, backlog: c_int) -> c_int;
+    accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    accept4(fd: c_int, address: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
+    connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
+    close(fd: c_int) -> c_int;
+    shutdown(fd: c_int, how: c_int) -> c_int;
+    getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
+    setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int;
+    read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t;
+    write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t;
+    readv(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t;
+    writev(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t;
+    send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t;
+    recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t;
+    sendto(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int, to: *const sockaddr, to_len: socklen_t)
+        -> ssize_t;
+    recvfrom(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int, from: *mut sockaddr, from_len: *mut socklen_t)
+        -> ssize_t;
+    sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+    recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+    sendmmsg(fd: c_int, messages: *mut mmsghdr, count: u32, flags: c_int) -> c_int;
+    recvmmsg(fd: c_int, messages: *mut mmsghdr, count: u32, flags: c_int, timeout: *mut timespec) -> c_int;
+    sendfile(to: c_int, from: c_int, offset: *mut off_t, len: size_t) -> ssize_t;
+    splice(from: c_int, from_at: *mut i64, to: c_int, to_at: *mut i64, len: size_t, flags: u32) -> ssize_t;
+    pread(fd: c_int, buffer: *mut c_void, len: size_t, at: off_t) -> ssize_t;
+    ioctl(fd: c_int, request: c_ulong; argument: *mut c_void) -> c_int;
+    fcntl(fd: c_int, command: c_int; argument: usize) -> c_int;
+    dup(fd: c_int) -> c_int;
+    dup2(from: c_int, to: c_int) -> c_int;
+    dup3(from: c_int, to: c_int, flags: c_int) -> c_int;
+    poll(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int;
+    ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int;
+    select(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int;
+    pselect(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *const timespec,
+        mask: *const sigset_t) -> c_int;
+    epoll_create(size: c_int) -> c_int;
+    epoll_create1(flags: c_int) -> c_int;
+    epoll_ctl(epoll: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int;
+    epoll_pwait(epoll: c_int, events: *mut epoll_event, count: c_int, timeout_ms: c_int, mask: *const sigset_t)
+        -> c_int;
+    epoll_pwait2(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: *const timespec,
+        mask: *const sigset_t) -> c_int;
+    fork() -> pid_t;
+    _Fork() -> pid_t;
+    fclose(stream: *mut libc::FILE) -> c_int;
+    daemon(stay: c_int, keep: c_int) -> c_int;
+    execve(path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int;
+    execvpe(file: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int;
+    fexecve(fd: c_int, arguments: *const *const c_char, environment: *const *const c_char) -> c_int;
+    posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const posix_spawn_file_actions_t,
+        attributes: *const posix_spawnattr_t, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
+    posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const posix_spawn_file_actions_t,
+        attributes: *const posix_spawnattr_t, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_function_of_the_c_library_is_found_and_called() {
+        // SAFETY: plain calls on a descriptor that is not open.
+        unsafe {
+            assert_eq!(super::close(-1), -1);
+            assert_eq!(crate::errno::get(), libc::EBADF);
+            assert_eq!(super::fcntl(1 << 20, libc::F_GETFL, 0), -1);
+        }
+    }
+}

@@ -1,1 +1,511 @@
-//! C API
+//! The C API of `include/sidestep.h`, which documents it. Nothing here unwinds into C.
+#![allow(non_camel_case_types)]
+
+use core::cell::{Cell, RefCell};
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use core::time::Duration;
+use std::ffi::CString;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::io::Errno;
+use sidestep_shm::slot::{kind, option};
+
+use crate::net::{Client, PollEntry, Socket};
+
+/// `struct ss_engine`.
+pub struct ss_engine(Client);
+
+/// `struct ss_sock`.
+pub struct ss_sock(Socket);
+
+impl AsRef<Socket> for ss_sock {
+    fn as_ref(&self) -> &Socket {
+        &self.0
+    }
+}
+
+/// `struct ss_pollfd`.
+#[repr(C)]
+pub struct ss_pollfd {
+    sock: *mut ss_sock,
+    events: c_int,
+    revents: c_int,
+}
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const MSG_PEEK: c_int = 0x2;
+const MSG_DONTWAIT: c_int = 0x40;
+const MSG_NOSIGNAL: c_int = 0x4000;
+const MSG_MORE: c_int = 0x8000;
+
+thread_local! {
+    static LAST: Cell<c_int> = const { Cell::new(0) };
+    static TEXT: RefCell<CString> = RefCell::new(CString::default());
+}
+
+/// Notes an error for `ss_errno` and `ss_strerror`.
+fn note(errno: c_int, text: String) {
+    LAST.with(|l| l.set(errno));
+    TEXT.with(|t| *t.borrow_mut() = CString::new(text).unwrap_or_default());
+}
+
+/// Runs `f`; an error or a panic is noted and becomes -1.
+fn guard(f: impl FnOnce() -> io::Result<isize>) -> isize {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(n)) => n,
+        Ok(Err(e)) => {
+            note(e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()), e.to_string());
+            -1
+        }
+        Err(_) => {
+            note(Errno::IO.raw_os_error(), "a bug in Sidestep: please report it".to_owned());
+            -1
+        }
+    }
+}
+
+fn bad<T>(errno: Errno) -> io::Result<T> {
+    Err(errno.into())
+}
+
+/// # Safety
+/// `sock` is null or a socket that was not closed.
+unsafe fn socket<'a>(sock: *mut ss_sock) -> io::Result<&'a Socket> {
+    // SAFETY: the caller's word.
+    unsafe { sock.as_ref() }.map_or_else(|| bad(Errno::BADF), |s| Ok(&s.0))
+}
+
+/// # Safety
+/// `buf` is null or points to `len` readable bytes.
+unsafe fn bytes<'a>(buf: *const c_void, len: usize) -> io::Result<&'a [u8]> {
+    match (buf.is_null(), len) {
+        (_, 0) => Ok(&[]),
+        (true, _) => bad(Errno::FAULT),
+        // SAFETY: the caller's word; longer than isize::MAX can't be an object, so it is cut.
+        _ => Ok(unsafe { core::slice::from_raw_parts(buf.cast(), len.min(isize::MAX as usize)) }),
+    }
+}
+
+/// # Safety
+/// `buf` is null or points to `len` writable bytes that nobody else uses meanwhile.
+unsafe fn bytes_mut<'a>(buf: *mut c_void, len: usize) -> io::Result<&'a mut [u8]> {
+    match (buf.is_null(), len) {
+        (_, 0) => Ok(&mut []),
+        (true, _) => bad(Errno::FAULT),
+        // SAFETY: as in `bytes`. C hands in memory that may not be written yet; it is only written to.
+        _ => Ok(unsafe { core::slice::from_raw_parts_mut(buf.cast(), len.min(isize::MAX as usize)) }),
+    }
+}
+
+/// Reads a `struct sockaddr_in` or `sockaddr_in6`.
+///
+/// # Safety
+/// `at` is null or points to `len` readable bytes.
+unsafe fn read_address(at: *const c_void, len: u32) -> io::Result<SocketAddr> {
+    // SAFETY: the caller's word.
+    let b = unsafe { bytes(at, len as usize) }?;
+    let family = b.first_chunk().map(|f| u16::from_ne_bytes(*f));
+    match family {
+        Some(AF_INET) if b.len() >= 16 => {
+            let ip = Ipv4Addr::new(b[4], b[5], b[6], b[7]);
+            Ok(SocketAddrV4::new(ip, u16::from_be_bytes([b[2], b[3]])).into())
+        }
+        Some(AF_INET6) if b.len() >= 28 => {
+            let ip: [u8; 16] = b[8..24].try_into().unwrap_or_default();
+            let scope = u32::from_ne_bytes([b[24], b[25], b[26], b[27]]);
+            Ok(SocketAddrV6::new(Ipv6Addr::from(ip), u16::from_be_bytes([b[2], b[3]]), 0, scope).into())
+        }
+        Some(AF_INET | AF_INET6) | None => bad(Errno::INVAL),
+        Some(_) => bad(Errno::AFNOSUPPORT),
+    }
+}
+
+/// Writes an address as the kernel does: cut to `*len` bytes, the full length left in `*len`.
+///
+/// # Safety
+/// Both null, or `len` points to a length and `at` to that many writable bytes.
+unsafe fn write_address(address: SocketAddr, at: *mut c_void, len: *mut u32) -> io::Result<()> {
+    if at.is_null() && len.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the caller's word.
+    let Some(len) = (unsafe { len.as_mut() }) else { return bad(Errno::FAULT) };
+    let mut b = [0u8; 28];
+    let size = match address {
+        SocketAddr::V4(a) => {
+            b[..2].copy_from_slice(&AF_INET.to_ne_bytes());
+            b[4..8].copy_from_slice(&a.ip().octets());
+            16
+        }
+        SocketAddr::V6(a) => {
+            b[..2].copy_from_slice(&AF_INET6.to_ne_bytes());
+            b[8..24].copy_from_slice(&a.ip().octets());
+            b[24..28].copy_from_slice(&a.scope_id().to_ne_bytes());
+            28
+        }
+    };
+    b[2..4].copy_from_slice(&address.port().to_be_bytes());
+    let room = (*len as usize).min(size);
+    // SAFETY: the caller's word.
+    unsafe { bytes_mut(at, room) }?.copy_from_slice(&b[..room]);
+    *len = size as u32;
+    Ok(())
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `path` is null or a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_attach(path: *const c_char) -> *mut ss_engine {
+    let mut engine = core::ptr::null_mut();
+    guard(|| {
+        let client = if path.is_null() {
+            Client::from_environment()
+        } else {
+            // SAFETY: the caller's word.
+            Client::attach(unsafe { CStr::from_ptr(path) }.to_str().or(bad(Errno::INVAL))?)
+        };
+        match client {
+            Ok(client) => {
+                engine = Box::into_raw(Box::new(ss_engine(client)));
+                Ok(0)
+            }
+            Err(e) => {
+                let errno = e.errno();
+                note(errno.raw_os_error(), e.to_string());
+                Ok(-1)
+            }
+        }
+    });
+    engine
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `engine` is null or was given by `ss_attach` and not detached yet.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_detach(engine: *mut ss_engine) {
+    guard(|| {
+        if !engine.is_null() {
+            // SAFETY: the caller's word.
+            drop(unsafe { Box::from_raw(engine) });
+        }
+        Ok(0)
+    });
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `engine` is null or attached.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_socket(engine: *mut ss_engine, domain: c_int, kind_of: c_int) -> *mut ss_sock {
+    let mut sock = core::ptr::null_mut();
+    guard(|| {
+        // SAFETY: the caller's word.
+        let Some(engine) = (unsafe { engine.as_ref() }) else { return bad(Errno::INVAL) };
+        let kind = match (domain, kind_of) {
+            (2, 1) => kind::TCP4,
+            (10, 1) => kind::TCP6,
+            (2, 2) => kind::UDP4,
+            (10, 2) => kind::UDP6,
+            (2 | 10, _) => return bad(Errno::PROTONOSUPPORT),
+            _ => return bad(Errno::AFNOSUPPORT),
+        };
+        sock = Box::into_raw(Box::new(ss_sock(Socket::open(&engine.0, kind)?)));
+        Ok(0)
+    });
+    sock
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; nobody uses it meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_close(sock: *mut ss_sock) {
+    guard(|| {
+        if !sock.is_null() {
+            // SAFETY: the caller's word.
+            drop(unsafe { Box::from_raw(sock) });
+        }
+        Ok(0)
+    });
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `address` points to `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_bind(sock: *mut ss_sock, address: *const c_void, len: u32) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let (s, to) = unsafe { (socket(sock)?, read_address(address, len)?) };
+        let options = if s.session().is_datagram(s.slot()) { 0 } else { option::REUSE_ADDRESS };
+        s.session().bind(s.slot(), to, options)?;
+        Ok(0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_listen(sock: *mut ss_sock, backlog: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let s = unsafe { socket(sock) }?;
+        // Linux takes a negative backlog for the largest.
+        s.session().listen(s.slot(), u32::try_from(backlog).unwrap_or(u32::MAX))?;
+        Ok(0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `address` and `len` as for accept(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_accept(sock: *mut ss_sock, address: *mut c_void, len: *mut u32) -> *mut ss_sock {
+    let mut accepted = core::ptr::null_mut();
+    guard(|| {
+        // SAFETY: the caller's word.
+        let (s, remote) = unsafe { socket(sock) }?.accept()?;
+        // SAFETY: the caller's word.
+        unsafe { write_address(remote, address, len) }?;
+        accepted = Box::into_raw(Box::new(ss_sock(s)));
+        Ok(0)
+    });
+    accepted
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `address` points to `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_connect(sock: *mut ss_sock, address: *const c_void, len: u32) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let (s, to) = unsafe { (socket(sock)?, read_address(address, len)?) };
+        s.connect(to).map(|()| 0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `buf` points to `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_send(sock: *mut ss_sock, buf: *const c_void, len: usize, flags: c_int) -> isize {
+    // SAFETY: the caller's word.
+    unsafe { ss_sendto(sock, buf, len, flags, core::ptr::null(), 0) }
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `buf` points to `len` writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_recv(sock: *mut ss_sock, buf: *mut c_void, len: usize, flags: c_int) -> isize {
+    // SAFETY: the caller's word.
+    unsafe { ss_recvfrom(sock, buf, len, flags, core::ptr::null_mut(), core::ptr::null_mut()) }
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `buf` points to `len` bytes, `address` is null or points to `address_len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_sendto(
+    sock: *mut ss_sock,
+    buf: *const c_void,
+    len: usize,
+    flags: c_int,
+    address: *const c_void,
+    address_len: u32,
+) -> isize {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let (s, data) = unsafe { (socket(sock)?, bytes(buf, len)?) };
+        if flags & !(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE) != 0 {
+            return bad(Errno::OPNOTSUPP);
+        }
+        let n = if s.session().is_datagram(s.slot()) {
+            // SAFETY: the caller's word.
+            let to = if address.is_null() { None } else { Some(unsafe { read_address(address, address_len) }?) };
+            s.send_to(data, to, flags & MSG_DONTWAIT != 0)?
+        } else {
+            s.send(&[IoSlice::new(data)], flags & MSG_MORE != 0, flags & MSG_DONTWAIT != 0)?
+        };
+        Ok(n as isize)
+    })
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `buf` points to `len` writable bytes; `address` and `address_len` as for recvfrom(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_recvfrom(
+    sock: *mut ss_sock,
+    buf: *mut c_void,
+    len: usize,
+    flags: c_int,
+    address: *mut c_void,
+    address_len: *mut u32,
+) -> isize {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let (s, into) = unsafe { (socket(sock)?, bytes_mut(buf, len)?) };
+        if flags & !(MSG_DONTWAIT | MSG_PEEK) != 0 {
+            return bad(Errno::OPNOTSUPP);
+        }
+        let (peek, dont_wait) = (flags & MSG_PEEK != 0, flags & MSG_DONTWAIT != 0);
+        if s.session().is_datagram(s.slot()) {
+            let (n, from) = s.receive_from(into, peek, dont_wait)?;
+            // SAFETY: the caller's word.
+            unsafe { write_address(from, address, address_len) }?;
+            return Ok(n as isize);
+        }
+        Ok(s.receive(&mut [IoSliceMut::new(into)], peek, dont_wait)? as isize)
+    })
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_shutdown(sock: *mut ss_sock, how: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let s = unsafe { socket(sock) }?;
+        if !(0..=2).contains(&how) {
+            return bad(Errno::INVAL);
+        }
+        s.session().shutdown(s.slot(), how != 1, how != 0)?;
+        Ok(0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `entries` points to `count` entries, whose sockets are null or open and of one engine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_poll(entries: *mut ss_pollfd, count: usize, timeout_ms: c_int) -> c_int {
+    guard(|| {
+        if entries.is_null() && count > 0 {
+            return bad(Errno::FAULT);
+        }
+        // SAFETY: the caller's word.
+        let entries = if count == 0 { &mut [] } else { unsafe { core::slice::from_raw_parts_mut(entries, count) } };
+        let mut asked = Vec::with_capacity(count);
+        for e in entries.iter() {
+            // SAFETY: the caller's word. A null entry is skipped, as poll(2) skips a negative descriptor.
+            if let Some(sock) = unsafe { e.sock.as_ref() } {
+                asked.push(PollEntry::new(sock, e.events as u32));
+            }
+        }
+        let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
+        // SAFETY: as above.
+        let first = entries.iter().find_map(|e| unsafe { e.sock.as_ref() });
+        let Some(first) = first else { return bad(Errno::INVAL) };
+        let ready = first.0.client().clone().poll(&mut asked, timeout)?;
+        let mut answers = asked.iter().map(|a| a.ready as c_int);
+        for e in entries.iter_mut() {
+            e.revents = if e.sock.is_null() { 0 } else { answers.next().unwrap_or(0) };
+        }
+        Ok(ready as isize)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `address` and `len` as for getsockname(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_getsockname(sock: *mut ss_sock, address: *mut c_void, len: *mut u32) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let s = unsafe { socket(sock) }?;
+        let local = s.session().local_address(s.slot()).map_or_else(|| bad(Errno::BADF), Ok)?;
+        // SAFETY: the caller's word.
+        unsafe { write_address(local, address, len) }.map(|()| 0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open; `address` and `len` as for getpeername(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_getpeername(sock: *mut ss_sock, address: *mut c_void, len: *mut u32) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let s = unsafe { socket(sock) }?;
+        let remote = s.session().remote_address(s.slot()).map_or_else(|| bad(Errno::NOTCONN), Ok)?;
+        // SAFETY: the caller's word.
+        unsafe { write_address(remote, address, len) }.map(|()| 0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_set_nonblocking(sock: *mut ss_sock, on: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        unsafe { socket(sock) }?.set_nonblocking(on != 0);
+        Ok(0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_set_nodelay(sock: *mut ss_sock, on: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let s = unsafe { socket(sock) }?;
+        s.session().set_option(s.slot(), option::NO_DELAY, on != 0)?;
+        Ok(0)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// `sock` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_take_error(sock: *mut ss_sock) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's word.
+        let s = unsafe { socket(sock) }?;
+        Ok(s.session().take_error(s.slot()) as isize)
+    }) as c_int
+}
+
+/// See `include/sidestep.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ss_errno() -> c_int {
+    LAST.with(Cell::get)
+}
+
+/// See `include/sidestep.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ss_strerror() -> *const c_char {
+    TEXT.with(|t| t.borrow().as_ptr())
+}

@@ -52,6 +52,21 @@ pub enum AttachError {
     Map { socket: String, bytes: u64, cause: Errno },
 }
 
+impl AttachError {
+    /// The errno that fits best: EPROTO where the engine spoke nonsense.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match *self {
+            Self::Address { cause, .. }
+            | Self::Connect { cause, .. }
+            | Self::Handshake { cause, .. }
+            | Self::Refused { cause, .. }
+            | Self::Map { cause, .. } => cause,
+            Self::Garbled { .. } | Self::Region { .. } => Errno::PROTO,
+        }
+    }
+}
+
 /// A received packet without its descriptors.
 pub(crate) struct Packet {
     bytes: [u8; MAX_PACKET_BYTES],

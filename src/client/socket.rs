@@ -222,8 +222,10 @@ impl Session {
             let ring = self.region().accept_ring(slot, shard);
             let taken = ring.and_then(|ring| ring.take(self.process(), |n| self.region().slot(n)));
             if let Some(number) = taken {
-                let remote = self.remote_of(self.slot(number)?, kind);
-                return Ok((number, remote));
+                let accepted = self.slot(number)?;
+                // A dual-stack listener's connections are IPv6 sockets, whatever the peer speaks.
+                accepted.kind.store(kind, Ordering::Relaxed);
+                return Ok((number, self.remote_of(accepted, kind)));
             }
         }
         Err(Errno::AGAIN)

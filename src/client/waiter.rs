@@ -200,22 +200,34 @@ pub fn wait(
     interruptible: bool,
 ) -> Result<u32, Errno> {
     let interest = interest | POLLERR | POLLHUP;
-    let look = || session.readiness(slot) & interest;
+    let watch = |on| if on { waiter.watch(session, slot) } else { waiter.unwatch(session, slot) };
+    wait_for(session, waiter, &watch, &|| session.readiness(slot) & interest, deadline, interruptible)
+}
+
+/// Waits until `look` finds something. `watch` turns watching on and off.
+pub(crate) fn wait_for(
+    session: &Session,
+    waiter: &Waiter,
+    watch: &dyn Fn(bool),
+    look: &dyn Fn() -> u32,
+    deadline: Option<Deadline>,
+    interruptible: bool,
+) -> Result<u32, Errno> {
     let now = look();
     if now != 0 || deadline.is_some_and(|d| d.0 == 0) {
         return Ok(now);
     }
-    let found = spin(session, deadline, &look);
+    let found = spin(session, deadline, look);
     if found != 0 {
         return Ok(found);
     }
-    waiter.watch(session, slot);
-    let outcome = sleep(session, waiter, deadline, interruptible, &look);
-    waiter.unwatch(session, slot);
+    watch(true);
+    let outcome = sleep(session, waiter, deadline, interruptible, look);
+    watch(false);
     outcome
 }
 
-fn spin(session: &Session, deadline: Option<Deadline>, look: &impl Fn() -> u32) -> u32 {
+fn spin(session: &Session, deadline: Option<Deadline>, look: &dyn Fn() -> u32) -> u32 {
     let start = now_ns();
     let end = start.saturating_add(session.spin().as_nanos() as u64).min(deadline.map_or(u64::MAX, |d| d.0));
     let mut yielded = start;
@@ -242,7 +254,7 @@ fn sleep(
     waiter: &Waiter,
     deadline: Option<Deadline>,
     interruptible: bool,
-    look: &impl Fn() -> u32,
+    look: &dyn Fn() -> u32,
 ) -> Result<u32, Errno> {
     loop {
         waiter.harvest(session, usize::MAX, |_| ());

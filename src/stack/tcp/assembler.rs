@@ -61,6 +61,11 @@ impl Assembler {
         self.ranges.get(at).is_some_and(|range| range.0 <= start && end <= range.1)
     }
 
+    /// End of the last range.
+    pub fn end(&self) -> Option<u64> {
+        self.ranges.last().map(|range| range.1)
+    }
+
     /// Ranges to report, at most `out.len()`, most recently changed first. Returns how many.
     pub fn report(&self, out: &mut [(u64, u64)]) -> usize {
         let mut count = 0;

@@ -229,7 +229,7 @@ impl Connection {
         }
 
         if ack > self.una {
-            self.on_new_ack(config, segment, ack, in_flight, rtt, now);
+            self.on_new_ack(segment, ack, in_flight, rtt, now);
         } else {
             if let Some(rtt) = rtt {
                 self.rtt.sample(rtt);
@@ -251,7 +251,6 @@ impl Connection {
 
     fn on_new_ack(
         &mut self,
-        config: &TcpConfig,
         segment: &Segment<'_>,
         ack: u64,
         in_flight: u64,
@@ -291,7 +290,6 @@ impl Connection {
             let acked = Acked { now, bytes: delivered.bytes, rtt: self.rtt.smoothed(), in_flight, mss: full };
             self.congestion.on_ack(&acked);
         }
-        let _ = config;
     }
 
     /// RFC 9293 3.10.7.4, fifth: SND.WND, SND.WL1, SND.WL2. True if the edge or the size has changed.
@@ -374,7 +372,8 @@ impl Connection {
                 return;
             }
         }
-        if fin && self.fin_at.is_none() {
+        // A FIN below what was received already is a lie; its place will never come.
+        if fin && self.fin_at.is_none() && end >= self.assembler.end().unwrap_or(end) {
             self.fin_at = Some(end);
         }
         if self.fin_at == Some(self.rx_nxt) {
@@ -382,7 +381,7 @@ impl Connection {
             self.peer_finished = true;
             self.changed = true;
             self.ack_due = true;
-            self.on_peer_finished(cx, config);
+            self.on_peer_finished(cx);
         } else if fin {
             self.ack_due = true;
         }
@@ -418,7 +417,7 @@ impl Connection {
         true
     }
 
-    fn on_peer_finished(&mut self, cx: &mut Context<'_>, config: &TcpConfig) {
+    fn on_peer_finished(&mut self, cx: &mut Context<'_>) {
         match self.state {
             TcpState::Established | TcpState::SynReceived => self.state = TcpState::CloseWait,
             TcpState::FinWait1 => {
@@ -430,7 +429,6 @@ impl Connection {
         if self.state == TcpState::TimeWait {
             self.enter_time_wait(cx);
         }
-        let _ = config;
     }
 
     fn enter_time_wait(&mut self, cx: &mut Context<'_>) {

@@ -16,7 +16,7 @@ const INITIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A cookie is good for this long and at most twice that.
 const COOKIE_PERIOD_BITS: u32 = 36;
 /// Segment sizes that a cookie can tell.
-const COOKIE_MSS: [u16; 8] = [216, 536, 1220, 1300, 1400, 1440, 1460, 8960];
+const COOKIE_MSS: [u16; 8] = [88, 536, 1220, 1300, 1400, 1440, 1460, 8960];
 /// The low bits of our timestamp carry what else the SYN had: 4 bits of window shift (15: none) and 1 of SACK.
 const COOKIE_OPTION_BITS: u32 = 5;
 const COOKIE_NO_SCALE: u32 = 15;

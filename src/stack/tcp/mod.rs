@@ -241,8 +241,9 @@ impl Tcp {
                 cx.counters.tcp_in += 1;
                 return Verdict::Handled;
             }
-            if segment.flags & (SYN | ACK) != ACK {
-                // SYN with RST or FIN, or nothing at all: scans. RFC 9293 3.10.7.2: dropped.
+            if segment.flags & (RST | ACK) == 0 {
+                // SYN with FIN, or no flag at all: scans. RFC 9293 3.10.7.2 drops them too, in its fourth step. A RST
+                // or an ACK goes on, because it may be for a connection of this port that another shard has.
                 cx.counters.tcp_in += 1;
                 cx.counters.drop_malformed += 1;
                 return Verdict::Handled;

@@ -414,3 +414,32 @@ proptest! {
         prop_assert_eq!(net.ends[SERVER].tcp.wheel.len(), 0);
     }
 }
+
+#[test]
+fn a_fin_below_received_data_is_a_lie() {
+    let mut net = Net::listening(Pipe::default());
+    let (client, server) = net.pair();
+    let header = next_header(&mut net, client);
+    let at = |offset| Header { seq: header.seq.wrapping_add(offset), ..header };
+    net.inject(SERVER, &forge(&net, &at(100), &[1; 100]));
+    net.inject(SERVER, &forge(&net, &Header { flags: ACK | FIN, ..at(50) }, b""));
+    net.inject(SERVER, &forge(&net, &at(0), &[1; 100]));
+    assert_eq!(net.socket(SERVER, server).received.len(), 200);
+    net.inject(SERVER, &forge(&net, &Header { flags: ACK | FIN, ..at(200) }, b""));
+    assert_eq!(server_state(&net, server), TcpState::CloseWait);
+    // Nothing comes after the end.
+    net.inject(SERVER, &forge(&net, &at(201), &[1; 100]));
+    assert_eq!(net.socket(SERVER, server).received.len(), 200);
+}
+
+#[test]
+fn a_segment_of_another_shard_is_left_alone() {
+    let mut net = Net::listening(Pipe::default());
+    for flags in [ACK, RST, RST | ACK, SYN | ACK, FIN | ACK] {
+        let header = Header { source_port: 5, destination_port: 80, seq: 1, ack: 1, flags, ..Header::default() };
+        let packet = forge(&net, &header, b"");
+        let meta = SegmentMeta { source: packet.from, destination: packet.to, tos: 0, ttl: 64 };
+        let verdict = net.with(SERVER, |tcp, cx| tcp.handle_segment(cx, &meta, &packet.bytes, false));
+        assert_eq!(verdict, Verdict::Unknown, "{flags:b}");
+    }
+}

@@ -332,11 +332,12 @@ impl Tcp {
 
     /// Builds the connection's next segment at the front of `out`. With more to send it goes to the end of the queue.
     pub fn emit(&mut self, cx: &mut Context<'_>, ready: Ready, out: &mut [u8]) -> Option<Emitted> {
-        let connection = self.current(ready.conn)?;
+        if !self.connections.is_current(ready.conn.index, ready.conn.generation) {
+            return None;
+        }
+        let connection = self.connections.get_mut(ready.conn.index)?;
         let plan = connection.plan(cx.now)?;
-        let config = self.config;
-        let connection = self.current(ready.conn)?;
-        let emitted = if out.len() < MIN_HEADER { None } else { connection.build(cx, &config, plan, out) };
+        let emitted = if out.len() < MIN_HEADER { None } else { connection.build(cx, &self.config, plan, out) };
         if emitted.is_none() && plan == Plan::Reset {
             connection.reset_due = false;
         }

@@ -413,6 +413,66 @@ proptest! {
         prop_assert_eq!(net.ends[SERVER].tcp.flows.len(), 0);
         prop_assert_eq!(net.ends[SERVER].tcp.wheel.len(), 0);
     }
+
+    /// The same for a connection that is being opened, by us (also from both sides) or half-open, or is over.
+    #[test]
+    fn random_segments_at_the_edges(
+        segments in prop::collection::vec(near_miss(), 1..30),
+        seed in 0..1000_u64,
+        phase in 0..3,
+    ) {
+        let mut net = Net::listening(Pipe { seed, ..Pipe::default() });
+        net.down = true;
+        let mut header = Header { source_port: 5000, destination_port: 80, window: 1000, ..Header::default() };
+        let mut token = None;
+        match phase {
+            0 => {
+                let opened = net.connect_from(SERVER, TcpOptions::default(), 80, 5000).unwrap();
+                net.pump();
+                header.ack = last_sent(&net).seq.wrapping_add(1);
+                token = Some(opened);
+            }
+            1 => {
+                net.inject(SERVER, &forge(&net, &Header { flags: SYN, timestamps: Some((1, 0)), ..header }, b""));
+                header.seq = 1;
+                header.ack = last_sent(&net).seq.wrapping_add(1);
+                header.timestamps = Some((1, last_sent(&net).timestamps.unwrap().value));
+            }
+            _ => {
+                net.down = false;
+                let (client, server) = net.pair();
+                net.close(SERVER, server);
+                net.run_for(Duration::from_millis(10));
+                header = next_header(&mut net, client);
+                net.close(CLIENT, client);
+                net.run_for(Duration::from_millis(10));
+                header.seq = header.seq.wrapping_add(1);
+                prop_assert_eq!(net.ends[SERVER].tcp.time_waits.len(), 1);
+                net.down = true;
+            }
+        }
+        for (flags, seq, ack, _, payload, _, time) in segments {
+            let shifted = Header {
+                flags,
+                seq: header.seq.wrapping_add_signed(seq),
+                ack: header.ack.wrapping_add_signed(ack),
+                timestamps: header.timestamps.map(|(value, echo)| (value.wrapping_add_signed(time), echo)),
+                ..header
+            };
+            net.inject(SERVER, &forge(&net, &shifted, &payload));
+        }
+        let tokens: Vec<u64> = net.ends[SERVER].programs.accepted.iter().copied().chain(token).collect();
+        for token in tokens {
+            if !net.socket(SERVER, token).released() && !net.socket(SERVER, token).closed {
+                net.close(SERVER, token);
+            }
+        }
+        net.run_for(Duration::from_secs(1000));
+        prop_assert_eq!(net.ends[SERVER].tcp.connections.len(), 0);
+        prop_assert_eq!(net.ends[SERVER].tcp.half_open.len(), 0);
+        prop_assert_eq!(net.ends[SERVER].tcp.flows.len(), 0);
+        prop_assert_eq!(net.ends[SERVER].tcp.wheel.len(), 0);
+    }
 }
 
 #[test]

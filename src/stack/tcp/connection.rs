@@ -141,6 +141,8 @@ pub(super) struct Connection {
     /// Retransmission, or window probe if `persisting`.
     pub retransmit_at: Instant,
     pub persisting: bool,
+    /// When a segment that was overtaken counts as lost.
+    pub reorder_at: Instant,
     pub ack_at: Instant,
     pub cork_at: Instant,
     /// End of FIN-WAIT-2 without an owner.
@@ -230,6 +232,7 @@ impl Connection {
             small_due: false,
             retransmit_at: NEVER,
             persisting: false,
+            reorder_at: NEVER,
             ack_at: NEVER,
             cork_at: NEVER,
             linger_at: NEVER,

@@ -216,14 +216,13 @@ impl Connection {
         let window_changed = self.update_window(segment, seq, ack);
 
         let mut rtt = None;
-        let mut any_sack = false;
+        let least = self.rtt.minimum().unwrap_or_default();
         if self.sack {
             for (left, right) in segment.sack_blocks() {
                 let (left, right) = (self.send_position(*left), self.send_position(*right));
                 // Reversed, beyond what was sent, or below: D-SACK (RFC 2883) or nonsense.
                 if left < right && self.una.max(ack) <= left && right <= self.nxt {
-                    any_sack = true;
-                    rtt = self.board.on_sack(left, right, now).or(rtt);
+                    rtt = self.board.on_sack(left, right, now, least).or(rtt);
                 }
             }
         }
@@ -239,14 +238,22 @@ impl Connection {
             }
         }
 
-        if any_sack {
+        self.detect_losses(now, in_flight);
+        self.on_finish_acked(cx, config);
+    }
+
+    /// Looks for losses, and what to do about them. `in_flight`: before what led here.
+    pub fn detect_losses(&mut self, now: Instant, in_flight: u64) {
+        let full = self.full_segment();
+        self.reorder_at = NEVER;
+        if self.sack {
+            // RFC 8985 6.2 step 4 begins with a quarter of the shortest round trip.
             let reorder = self.rtt.minimum().map_or(Duration::from_millis(10), |min| min / 4);
-            self.board.detect(full, reorder);
+            self.reorder_at = self.board.detect(full, now, reorder).look_again.unwrap_or(NEVER);
         }
         if self.board.has_lost() && self.board.try_enter_recovery(self.nxt) {
             self.congestion.on_loss(now, in_flight, full);
         }
-        self.on_finish_acked(cx, config);
     }
 
     fn on_new_ack(
@@ -258,7 +265,7 @@ impl Connection {
         now: Instant,
     ) {
         let full = self.full_segment();
-        let delivered = self.board.on_ack(ack, now, full);
+        let delivered = self.board.on_ack(ack, now, full, self.rtt.minimum().unwrap_or_default());
         self.una = ack;
         self.stalled_since = now;
         self.changed = true;

@@ -330,6 +330,11 @@ impl Tcp {
         None
     }
 
+    /// Whether [`Self::next_ready`] may give something.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// Builds the connection's next segment at the front of `out`. With more to send it goes to the end of the queue.
     pub fn emit(&mut self, cx: &mut Context<'_>, ready: Ready, out: &mut [u8]) -> Option<Emitted> {
         if !self.connections.is_current(ready.conn.index, ready.conn.generation) {

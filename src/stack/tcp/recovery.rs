@@ -63,6 +63,15 @@ pub(super) struct Delivered {
     pub rtt: Option<Duration>,
 }
 
+/// What [`Scoreboard::detect`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Detected {
+    /// Something is newly lost.
+    pub found: bool,
+    /// When something else will be, if nothing arrives.
+    pub look_again: Option<Instant>,
+}
+
 #[derive(Debug)]
 pub(super) struct Scoreboard {
     sent: VecDeque<Sent>,
@@ -81,8 +90,10 @@ pub(super) struct Scoreboard {
     marked_below: u64,
     /// In-flight records that were sent more than once.
     retransmissions: usize,
-    /// Latest departure among what has arrived (RACK.xmit_ts).
-    newest_delivered: Instant,
+    /// The segment sent last among those that have arrived: when, its end, and how long it took there and back
+    /// (RACK.xmit_ts, RACK.end_seq and RACK.rtt of RFC 8985).
+    newest: (Instant, u64),
+    newest_rtt: Duration,
     /// The first retransmission of a recovery doesn't wait for the window (RFC 6675 5, step 4.3).
     urgent: bool,
 }
@@ -100,7 +111,8 @@ impl Scoreboard {
             lost_from: 0,
             marked_below: 0,
             retransmissions: 0,
-            newest_delivered: Instant::ZERO,
+            newest: (Instant::ZERO, 0),
+            newest_rtt: Duration::ZERO,
             urgent: false,
         }
     }
@@ -134,7 +146,8 @@ impl Scoreboard {
     }
 
     /// Takes a cumulative acknowledgment up to `ack`, which is beyond what was acknowledged before.
-    pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32) -> Delivered {
+    /// `least` is the shortest round trip ever seen.
+    pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32, least: Duration) -> Delivered {
         let mut delivered = Delivered::default();
         while let Some(front) = self.sent.front_mut() {
             if front.seq >= ack {
@@ -157,7 +170,7 @@ impl Scoreboard {
             delivered.bytes += u64::from(front.len);
             self.forget(&front);
             if front.flags & SACKED == 0 {
-                self.note_arrival(&front, now, &mut delivered.rtt);
+                self.note_arrival(&front, now, least, &mut delivered.rtt);
             }
         }
         if self.phase == Phase::Open {
@@ -183,7 +196,7 @@ impl Scoreboard {
     }
 
     /// Takes a SACK block, already checked to lie within what is outstanding. Returns a round-trip sample if it has one.
-    pub fn on_sack(&mut self, left: u64, right: u64, now: Instant) -> Option<Duration> {
+    pub fn on_sack(&mut self, left: u64, right: u64, now: Instant, least: Duration) -> Option<Duration> {
         let mut rtt = None;
         let first = self.sent.partition_point(|sent| sent.seq < left);
         for index in first..self.sent.len() {
@@ -196,7 +209,7 @@ impl Scoreboard {
                 self.forget(&sent);
                 self.sent[index].flags = sent.flags & !LOST | SACKED;
                 self.sacked += u64::from(sent.len);
-                self.note_arrival(&sent, now, &mut rtt);
+                self.note_arrival(&sent, now, least, &mut rtt);
             }
         }
         rtt
@@ -226,13 +239,14 @@ impl Scoreboard {
         }
     }
 
-    /// Marks what the SACKs show to be lost. `reorder` is how much later a segment may arrive than one sent after it.
-    /// Returns whether anything is newly lost.
-    pub fn detect(&mut self, mss: u32, reorder: Duration) -> bool {
-        if self.sacked == 0 {
-            return false;
+    /// Marks what SACKs and the order of arrivals show to be lost. `reorder` is how much later a segment may arrive
+    /// than one sent after it.
+    pub fn detect(&mut self, mss: u32, now: Instant, reorder: Duration) -> Detected {
+        let mut detected = Detected { found: false, look_again: None };
+        if self.sacked == 0 && self.phase == Phase::Open {
+            return detected;
         }
-        let (mut above, mut count, mut found) = (0, 0, false);
+        let (mut above, mut count) = (0, 0);
         for index in (0..self.sent.len()).rev() {
             let sent = self.sent[index];
             if sent.seq < self.marked_below && self.retransmissions == 0 {
@@ -241,21 +255,31 @@ impl Scoreboard {
             if sent.flags & SACKED != 0 {
                 above += u64::from(sent.len);
                 count += 1;
-            } else if sent.flags & LOST == 0 && count > 0 {
-                // RFC 8985: something sent this much later has arrived. The only rule for what was sent again already.
-                let overtaken = sent.sent_at + reorder < self.newest_delivered;
-                // RFC 6675 IsLost(): three segments, or more than two segments' bytes, arrived beyond it.
-                let passed = count >= DUPLICATES || above > u64::from(2 * mss);
-                if overtaken || passed && sent.flags & RETRANSMITTED == 0 {
-                    self.mark_lost(index);
-                    found = true;
-                }
-                if passed {
-                    self.marked_below = self.marked_below.max(sent.end());
+            }
+            if sent.flags & (SACKED | LOST) != 0 {
+                continue;
+            }
+            // RFC 6675 IsLost(): three segments, or more than two segments' bytes, arrived beyond it.
+            let passed = count >= DUPLICATES || above > u64::from(2 * mss);
+            if passed {
+                self.marked_below = self.marked_below.max(sent.end());
+            }
+            let mut lost = passed && sent.flags & RETRANSMITTED == 0;
+            // RFC 8985 6.2 step 5: something sent after it has arrived, and it had its time. The only rule for what was
+            // sent again already.
+            if !lost && (sent.sent_at, sent.end()) < self.newest {
+                let overdue = sent.sent_at + self.newest_rtt + reorder;
+                lost = now >= overdue;
+                if !lost {
+                    detected.look_again = Some(detected.look_again.map_or(overdue, |at: Instant| at.min(overdue)));
                 }
             }
+            if lost {
+                self.mark_lost(index);
+                detected.found = true;
+            }
         }
-        found
+        detected
     }
 
     /// Whether there is something to retransmit.
@@ -367,14 +391,17 @@ impl Scoreboard {
         }
     }
 
-    fn note_arrival(&mut self, sent: &Sent, now: Instant, rtt: &mut Option<Duration>) {
+    fn note_arrival(&mut self, sent: &Sent, now: Instant, least: Duration, rtt: &mut Option<Duration>) {
+        let took = now.since(sent.sent_at);
         if sent.flags & RETRANSMITTED == 0 {
-            *rtt = Some(now.since(sent.sent_at));
-            self.newest_delivered = self.newest_delivered.max(sent.sent_at);
-        } else if sent.flags & LOST == 0 && rtt.is_none() {
-            // Which of the transmissions arrived is unknown; if it was this one, what left before it is overdue. The
-            // reordering allowance covers the error.
-            self.newest_delivered = self.newest_delivered.max(sent.sent_at);
+            *rtt = Some(took);
+        } else if took < least {
+            // An earlier transmission arrived, not this one (RFC 8985 6.2 step 2).
+            return;
+        }
+        if (sent.sent_at, sent.end()) > self.newest {
+            self.newest = (sent.sent_at, sent.end());
+            self.newest_rtt = took;
         }
     }
 }
@@ -385,6 +412,7 @@ mod tests {
     use proptest::prelude::*;
 
     const MSS: u32 = 1000;
+    const LEAST: Duration = Duration::from_millis(10);
 
     fn board(segments: u64) -> Scoreboard {
         let mut board = Scoreboard::new();
@@ -406,8 +434,8 @@ mod tests {
     fn three_segments_beyond_a_gap_mark_it() {
         let mut board = board(10);
         for (right, expect) in [(2, false), (3, false), (4, true)] {
-            board.on_sack(1000, right * 1000, at(20));
-            assert_eq!(board.detect(MSS, Duration::from_secs(1)), expect);
+            board.on_sack(1000, right * 1000, at(20), LEAST);
+            assert_eq!(board.detect(MSS, at(20), Duration::from_secs(1)).found, expect);
         }
         assert_eq!(lost(&board), [0]);
         assert!(board.try_enter_recovery(10_000) && board.is_urgent() && !board.try_enter_recovery(10_000));
@@ -416,11 +444,11 @@ mod tests {
         assert_eq!((index, first.seq), (0, 0));
         board.retransmitted(index, 1000, at(21));
         assert_eq!((board.in_flight(), board.has_lost()), (7000, false));
-        let delivered = board.on_ack(4000, at(30), MSS);
+        let delivered = board.on_ack(4000, at(30), MSS, LEAST);
         // Its segments were retransmitted or sampled when they were SACKed.
         assert_eq!((delivered.bytes, delivered.rtt), (4000, None));
         assert!(!board.try_recover(4000));
-        assert_eq!(board.on_ack(10_000, at(40), MSS).rtt, Some(Duration::from_millis(31)));
+        assert_eq!(board.on_ack(10_000, at(40), MSS, LEAST).rtt, Some(Duration::from_millis(31)));
         assert!(board.try_recover(10_000));
         assert!(board.is_empty() && board.in_flight() == 0);
     }
@@ -428,14 +456,27 @@ mod tests {
     #[test]
     fn a_lost_retransmission_is_found_by_time() {
         let mut board = board(10);
-        board.on_sack(1000, 5000, at(20));
-        board.detect(MSS, Duration::from_millis(1));
+        board.on_sack(1000, 5000, at(20), LEAST);
+        board.detect(MSS, at(20), Duration::from_millis(2));
         board.try_enter_recovery(10_000);
         board.retransmitted(0, 1000, at(21));
-        board.push(10_000, MSS, at(23));
-        board.on_sack(10_000, 11_000, at(50));
-        assert!(board.detect(MSS, Duration::from_millis(1)));
+        // Both leave in one moment: then the order is that of the numbers.
+        board.push(10_000, MSS, at(21));
+        board.on_sack(10_000, 11_000, at(41), LEAST);
+        let detected = board.detect(MSS, at(41), Duration::from_millis(2));
+        assert!(!lost(&board).contains(&0));
+        assert_eq!(detected.look_again, Some(at(43)));
+        assert!(board.detect(MSS, at(43), Duration::from_millis(2)).found);
         assert!(lost(&board).contains(&0));
+    }
+
+    #[test]
+    fn an_arrival_that_is_too_early_is_of_an_earlier_transmission() {
+        let mut board = board(10);
+        board.on_timeout(10_000);
+        board.retransmitted(0, 1000, at(100));
+        board.on_ack(1000, at(101), MSS, LEAST);
+        assert_eq!(board.newest, (Instant::ZERO, 0));
     }
 
     #[test]
@@ -451,7 +492,7 @@ mod tests {
             board.on_duplicate(MSS);
         }
         assert!(board.in_flight() <= 10_000, "made-up duplicates don't wrap");
-        board.on_ack(3000, at(30), MSS);
+        board.on_ack(3000, at(30), MSS, LEAST);
         assert!(!board.try_recover(3000));
         board.on_partial_ack();
         assert_eq!(lost(&board), [3]);
@@ -460,10 +501,10 @@ mod tests {
     #[test]
     fn timeouts_take_back_what_was_reneged() {
         let mut board = board(4);
-        board.on_sack(1000, 3000, at(9));
+        board.on_sack(1000, 3000, at(9), LEAST);
         board.on_timeout(4000);
         assert_eq!(lost(&board), [0, 3]);
-        board.on_ack(1000, at(10), MSS);
+        board.on_ack(1000, at(10), MSS, LEAST);
         board.on_timeout(4000);
         assert_eq!(lost(&board), [1, 2, 3]);
     }
@@ -488,9 +529,9 @@ mod tests {
                 let now = at(100 + time as u64);
                 match what {
                     0 => { board.push(nxt, MSS, now); nxt += 1000; }
-                    1 => { let ack = (una + a * 333).min(nxt); if ack > una { board.on_ack(ack, now, MSS); una = ack; board.try_recover(una); } }
-                    2 => { let l = una + a * 250; let r = (l + b * 250).min(nxt); if l < r { board.on_sack(l, r, now); } }
-                    3 => { if board.detect(MSS, Duration::from_millis(a)) { board.try_enter_recovery(nxt); } }
+                    1 => { let ack = (una + a * 333).min(nxt); if ack > una { board.on_ack(ack, now, MSS, LEAST); una = ack; board.try_recover(una); } }
+                    2 => { let l = una + a * 250; let r = (l + b * 250).min(nxt); if l < r { board.on_sack(l, r, now, LEAST); } }
+                    3 => { if board.detect(MSS, now, Duration::from_millis(a)).found { board.try_enter_recovery(nxt); } }
                     4 => { if let Some((index, sent)) = board.next_lost() { board.retransmitted(index, (b as u32 * 100 + 1).min(sent.len), now); } }
                     5 => board.on_duplicate(MSS),
                     _ => if !board.is_empty() { board.on_timeout(nxt) },

@@ -11,7 +11,8 @@ const ORPHAN_RETRIES: u8 = 8;
 impl Connection {
     /// The nearest deadline, [`NEVER`] without any.
     pub fn deadline(&self, config: &TcpConfig) -> Instant {
-        let mut deadline = self.retransmit_at.min(self.ack_at).min(self.cork_at).min(self.linger_at);
+        let mut deadline =
+            self.retransmit_at.min(self.reorder_at).min(self.ack_at).min(self.cork_at).min(self.linger_at);
         if self.options.keep_alive {
             deadline = deadline.min(self.keepalive_at(config));
         }
@@ -73,6 +74,9 @@ impl Connection {
             self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
             return;
         }
+        if now >= self.reorder_at {
+            self.detect_losses(now, self.board.in_flight());
+        }
         if now >= self.retransmit_at {
             self.on_retransmission_timeout(now, config);
         }
@@ -120,6 +124,7 @@ impl Connection {
                 let in_flight = self.board.in_flight();
                 self.congestion.on_timeout(now, in_flight, self.full_segment(), first);
                 self.board.on_timeout(self.nxt);
+                self.reorder_at = NEVER;
             }
         }
     }

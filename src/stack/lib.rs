@@ -28,12 +28,23 @@ extern crate alloc;
 extern crate std;
 
 pub mod api;
+mod egress;
+mod ethernet;
+mod fragment;
+mod icmp;
+mod ip;
+mod ndp;
+mod neighbor;
 mod outbox;
+mod route;
 mod rss;
 mod siphash;
-pub mod tcp;
+mod stack;
+mod tcp;
 mod time;
+mod udp;
 mod wheel;
 
 pub use api::*;
+pub use stack::{Stack, Unknown, Verdict};
 pub use time::Instant;

@@ -35,8 +35,10 @@ use crate::table::{self, Entry, lock};
 
 /// Longest sleep in one piece, in milliseconds: then the engine's heartbeat is looked at.
 const NAP_MS: u64 = 1000;
-/// While the stack keeps a program busy, the kernel's descriptors are looked at every so many calls.
+/// While the stack keeps a program busy, the kernel's descriptors are looked at every so many calls, and after so many
+/// nanoseconds: a system call is dear beside a look at the stack.
 const KERNEL_EVERY: u32 = 16;
+const KERNEL_EVERY_NS: u64 = 100_000;
 /// How often a spinning wait lets others run, in nanoseconds.
 const YIELD_EVERY_NS: u64 = 3_000;
 
@@ -71,7 +73,9 @@ struct Inner {
     wired: Option<u32>,
     /// Kernel descriptors added less those removed. Closing one goes unnoticed, which only costs a look.
     kernel: u32,
+    /// Calls since the kernel's descriptors were looked at, and when that was.
     calls: u32,
+    looked_ns: u64,
     nested: Vec<Nested>,
     /// All were told that the engine is gone.
     buried: bool,
@@ -140,6 +144,7 @@ pub fn created(fd: c_int) {
                 wired: None,
                 kernel: 0,
                 calls: 0,
+                looked_ns: 0,
                 nested: Vec::new(),
                 buried: false,
             }),
@@ -156,6 +161,17 @@ pub fn created(fd: c_int) {
 }
 
 impl Inner {
+    /// Whether to look at the kernel's descriptors, having found `found` events of the stack.
+    fn kernel_is_due(&mut self, found: usize) -> bool {
+        let now = now_ns();
+        self.calls += 1;
+        let due = found == 0 || self.calls >= KERNEL_EVERY || now.saturating_sub(self.looked_ns) >= KERNEL_EVERY_NS;
+        if due {
+            (self.calls, self.looked_ns) = (0, now);
+        }
+        due
+    }
+
     fn clear(&mut self) {
         if let Some(session) = engine::session()
             && let Some(waiter) = self.waiter.existing()
@@ -542,16 +558,16 @@ impl Epoll {
     fn take(&self, epfd: c_int, out: &mut [epoll_event], mask: *const sigset_t) -> Result<usize, Errno> {
         let mut inner = lock(&self.inner);
         let mut found = self.collect(&mut inner, epfd, out);
-        inner.calls = inner.calls.wrapping_add(1);
-        let kernel = inner.kernel > 0 && (found == 0 || inner.calls.is_multiple_of(KERNEL_EVERY));
+        let kernel = inner.kernel > 0 && inner.kernel_is_due(found);
         // Others that sleep here may have what this call has no room for.
         if found == out.len() && inner.interests.has_queued() {
             self.kick(&inner);
         }
+        let nested = inner.nested.clone();
         drop(inner);
         if kernel && found < out.len() {
             match kernel_events(epfd, &mut out[found..], 0, mask) {
-                Ok(more) => found += more.events,
+                Ok(more) => found = without_repeats(out, found, found + more.events, &nested),
                 Err(error) if found == 0 => return Err(error),
                 Err(_) => {}
             }
@@ -640,7 +656,8 @@ impl Epoll {
         let mut found = events.events;
         if !self.is_plain() && found < out.len() {
             let mut inner = lock(&self.inner);
-            found += self.collect(&mut inner, epfd, &mut out[found..]);
+            let more = self.collect(&mut inner, epfd, &mut out[found..]);
+            found = without_repeats(out, found, found + more, &inner.nested);
             if inner.interests.has_queued() {
                 self.kick(&inner);
             }
@@ -689,6 +706,22 @@ fn kernel_events(epfd: c_int, out: &mut [epoll_event], ms: c_int, mask: *const s
     let n = unsafe { real::epoll_pwait(epfd, out.as_mut_ptr(), out.len() as c_int, ms, mask) };
     let n = usize::try_from(n).map_err(|_| Errno(errno::get()))?;
     Ok(take_marked(out, n))
+}
+
+/// A nested instance may have something of the stack and something of the kernel's, and is reported once: takes out of
+/// `out[first..end]` what `out[..first]` has already. Returns the new end.
+fn without_repeats(out: &mut [epoll_event], first: usize, end: usize, nested: &[Nested]) -> usize {
+    let mut kept = first;
+    for i in first..end {
+        let event = out[i];
+        let repeated =
+            nested.iter().any(|n| n.data == event.u64) && out[..first].iter().any(|e| { e.u64 } == event.u64);
+        if !repeated {
+            out[kept] = event;
+            kept += 1;
+        }
+    }
+    kept
 }
 
 /// Takes our own events out of the first `n`, keeping the order.

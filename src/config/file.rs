@@ -1,0 +1,405 @@
+//! TOML into [`Config`]. `toml` finds syntax errors and their places; here are the meanings.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use sidestep_shm::Geometry;
+use sidestep_stack::{Congestion, InterfaceAddress, Route, StaticNeighbor};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::values::{address, choice, destination, duration, mac, nearest, ports, prefix};
+use super::*;
+
+/// Where something stands in the text, and what is wrong with it.
+type Problem = (Option<Range<usize>>, String);
+
+pub fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
+    let wrong = |(span, what): Problem| ConfigError {
+        file: file.into(),
+        position: span.map(|s| line_and_column(text, s.start)),
+        what,
+    };
+    let table = DeTable::parse(text)
+        .map_err(|e| wrong((e.span(), format!("this is not TOML: {}", e.message().replace('\n', "; ")))))?;
+    config(&table).map_err(wrong)
+}
+
+fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
+    (line, before.iter().rev().take_while(|&&b| b != b'\n').count() + 1)
+}
+
+/// A table whose keys are taken one by one; what remains is unknown.
+struct Section<'a, 'i> {
+    name: &'a str,
+    table: &'a Spanned<DeTable<'i>>,
+    known: Vec<&'static str>,
+}
+
+impl<'a, 'i> Section<'a, 'i> {
+    fn new(name: &'a str, table: &'a Spanned<DeTable<'i>>) -> Self {
+        Self { name, table, known: Vec::new() }
+    }
+
+    fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
+        self.known.push(key);
+        self.table.get_ref().get(key)
+    }
+
+    fn problem(&self, key: &str, span: Range<usize>, what: impl std::fmt::Display) -> Problem {
+        (Some(span), format!("{}.{key}: {what}", self.name))
+    }
+
+    /// Reads a string and makes a value of it.
+    fn text<T>(&mut self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Problem> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.get_ref().as_str() {
+            Some(s) => make(s).map(Some).map_err(|e| self.problem(key, value.span(), e)),
+            None => Err(self.problem(key, value.span(), "must be text in quotes")),
+        }
+    }
+
+    /// Reads a whole number within bounds.
+    fn number(&mut self, key: &'static str, least: u64, most: u64) -> Result<Option<u64>, Problem> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        whole(value, least, most).map(Some).map_err(|e| self.problem(key, value.span(), e))
+    }
+
+    fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, Problem> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let found = value.get_ref().as_bool();
+        found.map(Some).ok_or_else(|| self.problem(key, value.span(), "must be true or false"))
+    }
+
+    /// Reads a list of whatever `make` accepts.
+    fn list<T>(
+        &mut self,
+        key: &'static str,
+        make: impl Fn(&Spanned<DeValue<'i>>) -> Result<T, String>,
+    ) -> Result<Vec<T>, Problem> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let Some(array) = value.get_ref().as_array() else {
+            return Err(self.problem(key, value.span(), "must be a list in brackets"));
+        };
+        let each = |v: &Spanned<DeValue<'i>>| make(v).map_err(|e| self.problem(key, v.span(), e));
+        array.iter().map(each).collect()
+    }
+
+    fn texts<T>(&mut self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Problem> {
+        self.list(key, |v| make(v.get_ref().as_str().ok_or("must be text in quotes")?))
+    }
+
+    /// Nothing may be left over.
+    fn finish(self) -> Result<(), Problem> {
+        for key in self.table.get_ref().keys() {
+            if !self.known.contains(&key.get_ref().as_ref()) {
+                let hint = match nearest(key.get_ref(), &self.known) {
+                    Some(k) => format!("did you mean `{k}`?"),
+                    None => format!("known here: {}", self.known.join(", ")),
+                };
+                return Err((Some(key.span()), format!("{}.{}: no such key; {hint}", self.name, key.get_ref())));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn whole(value: &Spanned<DeValue<'_>>, least: u64, most: u64) -> Result<u64, String> {
+    let number = value.get_ref().as_integer().and_then(|i| u64::from_str_radix(i.as_str(), i.radix()).ok());
+    number.filter(|n| (least..=most).contains(n)).ok_or_else(|| format!("must be a whole number from {least} to {most}"))
+}
+
+fn config(root: &Spanned<DeTable<'_>>) -> Result<Config, Problem> {
+    let sections = ["engine", "interface", "programs", "tcp"];
+    for key in root.get_ref().keys() {
+        if !sections.contains(&key.get_ref().as_ref()) {
+            let hint = nearest(key.get_ref(), &sections).map_or_else(
+                || "the sections are [engine], [[interface]], [programs] and [tcp]".to_owned(),
+                |k| format!("did you mean `{k}`?"),
+            );
+            return Err((Some(key.span()), format!("{}: no such section; {hint}", key.get_ref())));
+        }
+    }
+    let empty = Spanned::new(0..0, DeTable::new());
+    let table = |name: &str| match root.get_ref().get(name) {
+        None => Ok(None),
+        Some(v) => match v.get_ref() {
+            DeValue::Table(t) => Ok(Some(Spanned::new(v.span(), t.clone()))),
+            _ => Err((Some(v.span()), format!("{name}: must be a section: [{name}]"))),
+        },
+    };
+    let engine = engine(table("engine")?.as_ref().unwrap_or(&empty))?;
+    let tcp = tcp(table("tcp")?.as_ref().unwrap_or(&empty))?;
+    let Some(list) = root.get_ref().get("interface") else {
+        return Err((None, "there is no [[interface]] section; it says where frames come from (see config/veth-lab.toml)".into()));
+    };
+    let DeValue::Array(list_items) = list.get_ref() else {
+        return Err((Some(list.span()), "interface: write [[interface]], with two brackets".into()));
+    };
+    let mut interfaces = Vec::new();
+    for item in list_items.iter() {
+        let DeValue::Table(t) = item.get_ref() else {
+            return Err((Some(item.span()), "interface: write [[interface]], with two brackets".into()));
+        };
+        if !interfaces.is_empty() {
+            return Err((Some(item.span()), "interface: an engine has one interface as yet; start a second engine for the other".into()));
+        }
+        interfaces.push(interface(&Spanned::new(item.span(), t.clone()))?);
+    }
+    let shards = interfaces.first().map_or(1, |i| i.queues.len() as u32);
+    let programs = programs(table("programs")?.as_ref().unwrap_or(&empty), shards)?;
+    Ok(Config { engine, interfaces, programs, tcp })
+}
+
+fn engine(table: &Spanned<DeTable<'_>>) -> Result<EngineSection, Problem> {
+    let mut s = Section::new("engine", table);
+    let control = s.text("control", |t| {
+        // sun_path of unix(7) has 108 bytes.
+        let fits = !t.is_empty() && t.len() < 108 && (t.starts_with('/') || t.starts_with('@'));
+        fits.then(|| t.to_owned()).ok_or("must be an absolute path, or '@' and a name, of less than 108 bytes".into())
+    })?;
+    let seed = s.number("seed", 0, i64::MAX as u64)?;
+    let heartbeat_timeout = s.text("heartbeat_timeout", duration)?.unwrap_or(Duration::from_secs(1));
+    if heartbeat_timeout < Duration::from_millis(500) {
+        return Err((Some(table.span()), "engine.heartbeat_timeout: must be 500ms or more (a shard beats every 125 ms)".into()));
+    }
+    s.finish()?;
+    Ok(EngineSection { control, seed, heartbeat_timeout })
+}
+
+fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
+    let mut s = Section::new("interface", table);
+    let need = |what: &str| (Some(table.span()), format!("interface.{what}"));
+    let name = s.text("name", |t| {
+        let fits = !t.is_empty() && t.len() < 16 && !t.contains(['/', ' ']);
+        fits.then(|| t.to_owned()).ok_or(format!("\"{t}\" can't be an interface (1 to 15 characters; see `ip link`)"))
+    })?;
+    let name = name.ok_or_else(|| need("name: is missing; say which interface, as in name = \"eth1\""))?;
+    let backend = s.text("backend", |t| {
+        choice(t, &[("af_xdp", Backend::AfXdp), ("tap", Backend::Tap), ("af_packet", Backend::AfPacket), ("pipe", Backend::Pipe)])
+    })?;
+    let queues = queues(&mut s)?;
+    let cores: Vec<usize> = s.list("cores", |v| whole(v, 0, 1023).map(|n| n as usize))?;
+    if !cores.is_empty() && cores.len() != queues.len() {
+        let what = format!("cores: {} cores for {} queues; name one core a queue, or leave the key out", cores.len(), queues.len());
+        return Err(need(&what));
+    }
+    let addresses = s.texts("addresses", |t| prefix(t).map(|(address, prefix_bits)| InterfaceAddress { address, prefix_bits }))?;
+    if addresses.is_empty() {
+        return Err(need("addresses: is missing; give the engine at least one, as in addresses = [\"10.0.0.2/24\"]"));
+    }
+    let routes = s.list("routes", route)?;
+    let neighbors = s.list("neighbors", neighbor)?;
+    let mtu = s.number("mtu", 1280, 9000)?.map(|n| n as usize);
+    let mac = s.text("mac", mac)?;
+    let sharing = s.text("sharing", |t| choice(t, &[("own", Sharing::Own), ("shared", Sharing::Shared)]))?;
+    let sharing = sharing.unwrap_or(Sharing::Own);
+    let backend = backend.unwrap_or(Backend::AfXdp);
+    if sharing == Sharing::Shared && backend != Backend::AfXdp {
+        return Err(need("sharing: \"shared\" needs backend = \"af_xdp\": only the XDP program can divide an address by port"));
+    }
+    let kernel_ports = s.texts("kernel_ports", ports)?;
+    let default_ports = if sharing == Sharing::Own { (49152, 65535) } else { (61000, 65535) };
+    let ephemeral_ports = s.text("ephemeral_ports", ports)?.unwrap_or(default_ports);
+    if usize::from(ephemeral_ports.1 - ephemeral_ports.0) + 1 < queues.len() {
+        return Err(need("ephemeral_ports: fewer ports than queues; each queue needs some"));
+    }
+    let poll = s.text("poll", |t| {
+        choice(t, &[("busy", Poll::Busy), ("adaptive", Poll::Adaptive), ("interrupt", Poll::Interrupt)])
+    })?;
+    let spin = s.text("spin", duration)?.unwrap_or(Duration::from_micros(50));
+    let attach = s.text("attach", |t| {
+        choice(t, &[("auto", AttachMode::Auto), ("native", AttachMode::Native), ("generic", AttachMode::Generic)])
+    })?;
+    let zero_copy = s.text("zero_copy", |t| {
+        choice(t, &[("auto", ZeroCopy::Auto), ("require", ZeroCopy::Require), ("never", ZeroCopy::Never)])
+    })?;
+    let busy_poll = s.boolean("busy_poll")?.unwrap_or(false);
+    let rings = rings(&mut s)?;
+    s.finish()?;
+    Ok(Interface {
+        name,
+        backend,
+        queues,
+        cores,
+        addresses,
+        routes,
+        neighbors,
+        mtu,
+        mac,
+        sharing,
+        kernel_ports,
+        ephemeral_ports,
+        poll: poll.unwrap_or(Poll::Adaptive),
+        spin,
+        attach: attach.unwrap_or(AttachMode::Auto),
+        zero_copy: zero_copy.unwrap_or(ZeroCopy::Auto),
+        busy_poll,
+        rings,
+    })
+}
+
+/// A count, or a list of queue numbers.
+fn queues(s: &mut Section<'_, '_>) -> Result<Vec<u32>, Problem> {
+    let most = crate::xdp::MAX_QUEUES;
+    let Some(value) = s.value("queues") else { return Ok(vec![0]) };
+    if value.get_ref().as_array().is_none() {
+        let count = whole(value, 1, most.into()).map_err(|e| s.problem("queues", value.span(), e))?;
+        return Ok((0..count as u32).collect());
+    }
+    let list = s.list("queues", |v| whole(v, 0, u64::from(most) - 1).map(|n| n as u32))?;
+    let mut sorted = list.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if list.is_empty() || sorted.len() != list.len() {
+        return Err(s.problem("queues", value.span(), "name each queue once, and at least one"));
+    }
+    Ok(list)
+}
+
+fn rings(s: &mut Section<'_, '_>) -> Result<Rings, Problem> {
+    let defaults = crate::xdp::XdpOptions::default();
+    let mut rings = Rings {
+        fill: defaults.fill,
+        rx: defaults.rx,
+        tx: defaults.tx,
+        completion: defaults.completion,
+        frames: defaults.frames,
+        frame_bytes: defaults.frame_bytes,
+    };
+    let Some(value) = s.value("rings") else { return Ok(rings) };
+    let DeValue::Table(t) = value.get_ref() else {
+        return Err(s.problem("rings", value.span(), "must be a table, as in rings = { rx = 1024, tx = 1024 }"));
+    };
+    let table = Spanned::new(value.span(), t.clone());
+    let mut r = Section::new("interface.rings", &table);
+    let mut power = |key: &'static str, field: &mut u32, least, most| match r.number(key, least, most)? {
+        Some(n) if !n.is_power_of_two() => {
+            Err((Some(value.span()), format!("interface.rings.{key}: {n} is no power of two; {} is", n.next_power_of_two())))
+        }
+        Some(n) => {
+            *field = n as u32;
+            Ok(())
+        }
+        None => Ok(()),
+    };
+    power("fill", &mut rings.fill, 64, 65_536)?;
+    power("rx", &mut rings.rx, 64, 65_536)?;
+    power("tx", &mut rings.tx, 64, 65_536)?;
+    power("completion", &mut rings.completion, 64, 65_536)?;
+    power("frames", &mut rings.frames, 128, 1 << 20)?;
+    power("frame_bytes", &mut rings.frame_bytes, 2048, 4096)?;
+    if rings.frames <= rings.fill {
+        let what = format!("frames ({}) must be more than fill ({}): frames to send are needed too", rings.frames, rings.fill);
+        return Err(s.problem("rings", value.span(), what));
+    }
+    r.finish()?;
+    Ok(rings)
+}
+
+fn route(value: &Spanned<DeValue<'_>>) -> Result<Route, String> {
+    let right = "write { to = \"default\", via = \"10.0.0.1\" }";
+    let table = value.get_ref().as_table().ok_or(right)?;
+    let field = |key: &str| table.get(key).and_then(|v| v.get_ref().as_str());
+    for key in table.keys() {
+        if !["to", "via"].contains(&key.get_ref().as_ref()) {
+            return Err(format!("no such key in a route: {}; {right}", key.get_ref()));
+        }
+    }
+    let gateway = field("via").map(address).transpose()?;
+    let (network, prefix_bits) = destination(field("to").ok_or(right)?, gateway)?;
+    if gateway.is_some_and(|g| g.is_ipv4() != network.is_ipv4()) {
+        return Err("`to` and `via` must be of one address family".into());
+    }
+    Ok(Route { network, prefix_bits, gateway })
+}
+
+fn neighbor(value: &Spanned<DeValue<'_>>) -> Result<StaticNeighbor, String> {
+    let right = "write { address = \"10.0.0.1\", mac = \"02:00:00:00:00:01\" }";
+    let table = value.get_ref().as_table().ok_or(right)?;
+    let field = |key: &str| table.get(key).and_then(|v| v.get_ref().as_str()).ok_or(right);
+    Ok(StaticNeighbor { address: address(field("address")?)?, mac: mac(field("mac")?)? })
+}
+
+fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Problem> {
+    let mut s = Section::new("programs", table);
+    let most = u64::from(sidestep_shm::layout::MAX_SLOTS);
+    let sockets = s.number("sockets", 1, most)?.unwrap_or(16_384) as u32;
+    let connections = s.number("connections", 1, most)?.unwrap_or(16_384) as u32;
+    let mut buffer = |key| -> Result<u32, Problem> {
+        let (least, most) = (sidestep_shm::layout::MIN_RING_BYTES, sidestep_shm::layout::MAX_RING_BYTES);
+        let bytes = s.number(key, least.into(), most.into())?.unwrap_or(262_144);
+        if !bytes.is_power_of_two() {
+            let what = format!("programs.{key}: {bytes} is no power of two; {} is", bytes.next_power_of_two());
+            return Err((Some(table.span()), what));
+        }
+        Ok(bytes as u32)
+    };
+    let (rx_buffer, tx_buffer) = (buffer("rx_buffer")?, buffer("tx_buffer")?);
+    let spin = s.text("spin", duration)?.unwrap_or(Duration::from_micros(20));
+    let loopback = s.text("loopback", |t| choice(t, &[("kernel", Loopback::Kernel), ("stack", Loopback::Stack)]))?;
+    let kernel_destinations = s.texts("kernel_destinations", prefix)?;
+    // Two rules are for loopback.
+    let most_rules = sidestep_shm::wire::MAX_ROUTE_RULES - 2;
+    if kernel_destinations.len() > most_rules {
+        return Err((Some(table.span()), format!("programs.kernel_destinations: at most {most_rules}")));
+    }
+    s.finish()?;
+    Geometry { shards, open_slots: sockets, accept_slots: connections, rx_bytes: rx_buffer, tx_bytes: tx_buffer }
+        .validate()
+        .map_err(|e| (Some(table.span()), format!("programs: {e} (sockets + queues x connections)")))?;
+    let loopback = loopback.unwrap_or(Loopback::Kernel);
+    Ok(Programs { sockets, connections, rx_buffer, tx_buffer, spin, loopback, kernel_destinations })
+}
+
+fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
+    let mut s = Section::new("tcp", table);
+    let mut tcp = Tcp::default();
+    let t = &mut tcp.stack;
+    if let Some(c) = s.text("congestion", |t| choice(t, &[("cubic", Congestion::Cubic), ("reno", Congestion::Reno)]))? {
+        t.congestion = c;
+    }
+    for (key, field) in [
+        ("min_rto", &mut t.min_rto),
+        ("max_rto", &mut t.max_rto),
+        ("delayed_ack", &mut t.delayed_ack),
+        ("time_wait", &mut t.time_wait),
+        ("fin_timeout", &mut t.fin_timeout),
+        ("keepalive_idle", &mut t.keepalive_idle),
+        ("keepalive_interval", &mut t.keepalive_interval),
+    ] {
+        if let Some(d) = s.text(key, duration)? {
+            *field = d;
+        }
+    }
+    for (key, field) in [
+        ("syn_retries", &mut t.syn_retries),
+        ("synack_retries", &mut t.synack_retries),
+        ("data_retries", &mut t.data_retries),
+        ("keepalive_probes", &mut t.keepalive_probes),
+    ] {
+        if let Some(n) = s.number(key, 1, 255)? {
+            *field = n as u8;
+        }
+    }
+    for (key, field) in
+        [("timestamps", &mut t.timestamps), ("window_scaling", &mut t.window_scaling), ("sack", &mut t.sack)]
+    {
+        if let Some(b) = s.boolean(key)? {
+            *field = b;
+        }
+    }
+    if t.min_rto > t.max_rto || t.min_rto.is_zero() {
+        return Err((Some(table.span()), "tcp.min_rto: must be more than 0 and no more than max_rto".into()));
+    }
+    // RFC 1122 4.2.3.2: an ACK must not be held back for 500 ms or more.
+    if t.delayed_ack >= Duration::from_millis(500) {
+        return Err((Some(table.span()), "tcp.delayed_ack: must be less than 500ms (RFC 1122)".into()));
+    }
+    tcp.half_open = s.number("half_open", 16, 1 << 20)?.map(|n| n as usize);
+    tcp.time_wait_records = s.number("time_wait_records", 16, 1 << 24)?.map(|n| n as usize);
+    s.finish()?;
+    Ok(tcp)
+}

@@ -1,0 +1,351 @@
+//! Requests of programs, one function each.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use sidestep_shm::accept::AcceptRing;
+use sidestep_shm::slot::{kind, option, status, store_address};
+use sidestep_shm::wire::{PROTOCOL, Reply, Request, inspect};
+use sidestep_stack::{ListenAddress, TcpState};
+
+use super::address::{endpoint, mapped, unmapped};
+use super::group::USED_BY_CONTROL;
+use super::ports::{Binding, Protocol, datagram_shard};
+use super::server::{Book, Control};
+use crate::shard::mailbox::Message;
+
+/// Tries to find a free port by chance before all are looked at in order.
+const RANDOM_TRIES: u32 = 16;
+
+impl Control {
+    pub(super) fn handle(&mut self, key: u64, request: Request, fds: Vec<OwnedFd>) {
+        let who = self.connections.get(&key).and_then(|c| c.who);
+        let answer = match (request, who) {
+            (Request::Hello { protocol, group, pid }, None) => return self.hello(key, protocol, group, pid),
+            (Request::Inspect { what }, _) => return self.inspect(key, what),
+            (Request::Adopt { pid }, Some((group, process))) => self.adopt(group, process, pid),
+            (Request::EventQueue { queue }, Some((group, process))) => self.event_queue(group, process, queue, fds),
+            (Request::Bind { slot, kind, options, address, port }, Some((group, _))) => {
+                self.bind(group, slot, kind, options, address, port)
+            }
+            (Request::Listen { slot, backlog }, Some((group, _))) => self.listen(group, slot, backlog),
+            (Request::Hello { .. }, Some(_)) => Err(Errno::ISCONN),
+            (_, None) => Err(Errno::NOTCONN),
+        };
+        let reply = answer.unwrap_or_else(|errno| Reply::Failed { errno: errno.raw_os_error().cast_unsigned() });
+        self.reply(key, reply, &[], &[]);
+    }
+
+    fn hello(&mut self, key: u64, protocol: u32, token: u128, pid: u32) {
+        let failed = |errno: Errno| Reply::Failed { errno: errno.raw_os_error().cast_unsigned() };
+        if protocol != PROTOCOL {
+            return self.reply(key, failed(Errno::PROTONOSUPPORT), &[], &[]);
+        }
+        let group = match self.group_of(token) {
+            Ok(group) => group,
+            Err(error) => {
+                tracing::error!(%error, "can't make the shared memory of a new program");
+                return self.reply(key, failed(Errno::NOMEM), &[], &[]);
+            }
+        };
+        let Some(state) = self.group_mut(group) else { return };
+        let Some(process) = state.pids.iter().position(Option::is_none) else {
+            return self.reply(key, failed(Errno::USERS), &[], &[]);
+        };
+        state.pids[process] = Some(pid);
+        let shared = Arc::clone(&state.group);
+        let process = process as u32;
+        if let Some(p) = shared.region().process(process) {
+            p.pid.store(pid, Ordering::Release);
+        }
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.who = Some((group, process));
+        }
+        let rules: Vec<u8> = self.settings.rules.iter().flat_map(|r| r.encode()).collect();
+        let welcome = Reply::Welcome {
+            process,
+            shards: self.mailboxes.len() as u32,
+            region_bytes: self.settings.geometry.region_bytes(),
+            group: shared.token,
+            spin_us: self.settings.spin_us,
+            rules: self.settings.rules.len() as u32,
+        };
+        let mut fds: Vec<BorrowedFd<'_>> = vec![shared.memfd()];
+        fds.extend(shared.doorbells().iter().map(AsFd::as_fd));
+        self.reply(key, welcome, &rules, &fds);
+        self.count_programs();
+    }
+
+    fn adopt(&mut self, group: u32, process: u32, pid: u32) -> Result<Reply, Errno> {
+        let state = self.group_mut(group).ok_or(Errno::BADF)?;
+        if let Some(known) = state.pids.get_mut(process as usize) {
+            *known = Some(pid);
+        }
+        if let Some(p) = state.group.region().process(process) {
+            p.pid.store(pid, Ordering::Release);
+        }
+        Ok(done())
+    }
+
+    fn event_queue(&mut self, group: u32, process: u32, queue: u32, fds: Vec<OwnedFd>) -> Result<Reply, Errno> {
+        let state = self.group(group).ok_or(Errno::BADF)?;
+        let shared = state.group.region().event_queue(queue).ok_or(Errno::INVAL)?;
+        if shared.owner.load(Ordering::Acquire) != process + 1 {
+            return Err(Errno::PERM);
+        }
+        let doorbell = Arc::new(fds.into_iter().next().ok_or(Errno::BADF)?);
+        self.ask_all(|reply| Message::EventQueue { group, queue, doorbell: Some(Arc::clone(&doorbell)), reply });
+        Ok(done())
+    }
+
+    fn bind(
+        &mut self,
+        group: u32,
+        slot: u32,
+        socket_kind: u32,
+        options: u32,
+        address: [u8; 16],
+        port: u16,
+    ) -> Result<Reply, Errno> {
+        let protocol = match socket_kind {
+            kind::TCP4 | kind::TCP6 => Protocol::Tcp,
+            kind::UDP4 | kind::UDP6 => Protocol::Udp,
+            _ => return Err(Errno::INVAL),
+        };
+        let shared = Arc::clone(&self.group(group).ok_or(Errno::BADF)?.group);
+        let in_shared = shared.region().slot(slot).ok_or(Errno::BADF)?;
+        if slot >= shared.region().geometry().open_slots || shared.is_bound(slot) || shared.user(slot) != 0 {
+            return Err(Errno::INVAL);
+        }
+        let ip = unmapped(address);
+        let any = ip.is_unspecified();
+        if !any && !self.may_bind(ip) {
+            return Err(Errno::ADDRNOTAVAIL);
+        }
+        let v6_socket = matches!(socket_kind, kind::TCP6 | kind::UDP6);
+        let make = || Binding {
+            group,
+            slot,
+            address: (!any).then_some(ip),
+            // A v6 socket bound to any address takes IPv4 too, unless it asked not to (ipv6(7), IPV6_V6ONLY).
+            ipv4: ip.is_ipv4() || (any && v6_socket && options & option::V6_ONLY == 0),
+            ipv6: ip.is_ipv6(),
+            reuse_address: options & option::REUSE_ADDRESS != 0,
+            reuse_port: options & option::REUSE_PORT != 0,
+            listening: false,
+            reservation: None,
+        };
+        let (port, binding) = if port == 0 { self.any_port(protocol, make)? } else { self.this_port(protocol, port, make)? };
+        let at = ListenAddress { address: binding.address, port, ipv4: binding.ipv4, ipv6: binding.ipv6 };
+        let reuse = binding.reuse_address || binding.reuse_port;
+        self.ports.claim(protocol, port, binding);
+        let book = Book { protocol, address, port, kind: socket_kind, options, listening: false };
+        if let Some(state) = self.group_mut(group) {
+            state.books.insert(slot, book);
+        }
+        shared.set_bound(slot, true);
+        if protocol == Protocol::Udp {
+            let home = datagram_shard(port, self.mailboxes.len() as u32);
+            in_shared.shard.store(home, Ordering::Release);
+            let opened = shared.take(slot, USED_BY_CONTROL)
+                && self
+                    .ask(home as usize, |reply| Message::OpenDatagram { group, slot, at, reuse, reply })
+                    .is_some_and(|r| r.is_ok());
+            if !opened {
+                self.forget(group, slot);
+                return Err(Errno::ADDRINUSE);
+            }
+            self.steer(protocol, port, true);
+        }
+        store_address(&in_shared.local_address, address);
+        in_shared.local_port.store(port.into(), Ordering::Relaxed);
+        let open = if protocol == Protocol::Udp { status::OPEN } else { 0 };
+        in_shared.status.fetch_or(status::BOUND | open, Ordering::Release);
+        Ok(Reply::Done { address, port })
+    }
+
+    /// Addresses that are ours to bind to.
+    fn may_bind(&self, ip: std::net::IpAddr) -> bool {
+        self.settings.addresses.contains(&ip)
+            || (self.settings.loopback_in_stack && ip.is_loopback())
+            || ip.is_multicast()
+    }
+
+    fn this_port(
+        &mut self,
+        protocol: Protocol,
+        port: u16,
+        make: impl Fn() -> Binding,
+    ) -> Result<(u16, Binding), Errno> {
+        let mut binding = make();
+        if self.settings.kernel_ports.iter().any(|&(first, last)| (first..=last).contains(&port)) {
+            tracing::warn!(port, "a program asked for a port that the configuration keeps for the kernel");
+            return Err(Errno::ADDRINUSE);
+        }
+        if !self.ports.is_free(protocol, port, &binding) {
+            return Err(Errno::ADDRINUSE);
+        }
+        if self.settings.shared_address {
+            binding.reservation = Some(reserve(protocol, port, &binding).inspect_err(|errno| {
+                tracing::warn!(port, %errno, "a program asked for a port that the kernel's programs use");
+            })?);
+        }
+        Ok((port, binding))
+    }
+
+    fn any_port(&mut self, protocol: Protocol, make: impl Fn() -> Binding) -> Result<(u16, Binding), Errno> {
+        let (first, last) = self.settings.ephemeral_ports;
+        let count = u64::from(last - first) + 1;
+        let start = self.draw() % count;
+        for n in 0..count {
+            let offset = if n < u64::from(RANDOM_TRIES) { self.draw() % count } else { (start + n) % count };
+            let port = first + offset as u16;
+            // A port for everyone to find must be nobody else's: reuse flags don't count here.
+            let mut alone = make();
+            alone.reuse_address = false;
+            alone.reuse_port = false;
+            if self.ports.is_free(protocol, port, &alone)
+                && let Ok(found) = self.this_port(protocol, port, &make)
+            {
+                return Ok(found);
+            }
+        }
+        Err(Errno::ADDRINUSE)
+    }
+
+    fn listen(&mut self, group: u32, slot: u32, backlog: u32) -> Result<Reply, Errno> {
+        let geometry = self.settings.geometry;
+        let state = self.group(group).ok_or(Errno::BADF)?;
+        let shared = Arc::clone(&state.group);
+        let in_shared = shared.region().slot(slot).ok_or(Errno::BADF)?;
+        let book = *state.books.get(&slot).ok_or(Errno::INVAL)?;
+        if book.protocol != Protocol::Tcp {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let first_time = !book.listening;
+        if first_time {
+            if !self.ports.listen(book.port, group, slot) {
+                return Err(Errno::ADDRINUSE);
+            }
+            if !shared.take(slot, USED_BY_CONTROL) {
+                return Err(Errno::INVAL);
+            }
+            // Marks of a listener go to the first shard; the others hear of it from here.
+            in_shared.shard.store(0, Ordering::Release);
+        }
+        let backlog = backlog.clamp(1, AcceptRing::capacity_for(&geometry));
+        let ip = unmapped(book.address);
+        let any = ip.is_unspecified();
+        let v6_socket = book.kind == kind::TCP6;
+        let at = ListenAddress {
+            address: (!any).then_some(ip),
+            port: book.port,
+            ipv4: ip.is_ipv4() || (any && v6_socket && book.options & option::V6_ONLY == 0),
+            ipv6: ip.is_ipv6(),
+        };
+        let options = crate::shard::read_options(in_shared);
+        let reuse_port = book.options & option::REUSE_PORT != 0;
+        let done = self.ask_all(|reply| Message::Listen { group, slot, at, backlog, options, reuse_port, reply });
+        if !done.iter().all(|d| matches!(d, Some(Ok(())))) {
+            if first_time {
+                self.ask_all(|reply| Message::CloseShared { group, slot, reply });
+            }
+            return Err(Errno::ADDRINUSE);
+        }
+        if let Some(book) = self.group_mut(group).and_then(|s| s.books.get_mut(&slot)) {
+            book.listening = true;
+        }
+        in_shared.tcp_state.store(TcpState::Listen as u32, Ordering::Relaxed);
+        in_shared.status.fetch_or(status::OPEN | status::LISTENING, Ordering::SeqCst);
+        self.steer(Protocol::Tcp, book.port, true);
+        Ok(Reply::Done { address: mapped(ip), port: book.port })
+    }
+
+    /// The last holder of a slot in the books is gone.
+    pub(super) fn unheld(&mut self, group: u32, slot: u32) {
+        let Some(state) = self.group(group) else { return };
+        let shared = Arc::clone(&state.group);
+        let Some(in_shared) = shared.region().slot(slot) else { return };
+        if in_shared.is_held() {
+            return;
+        }
+        if let Some(book) = state.books.get(&slot).copied() {
+            if book.listening || book.protocol == Protocol::Udp {
+                self.ask_all(|reply| Message::CloseShared { group, slot, reply });
+            }
+            self.forget(group, slot);
+        } else if shared.user(slot) == 0 && !shared.region().free_slots().contains(slot) {
+            shared.free(slot, 0);
+        }
+    }
+
+    /// Takes a slot out of the books and gives slot and port back.
+    fn forget(&mut self, group: u32, slot: u32) {
+        let Some(state) = self.group_mut(group) else { return };
+        let shared = Arc::clone(&state.group);
+        if let Some(book) = state.books.remove(&slot)
+            && self.ports.release(book.protocol, book.port, group, slot)
+        {
+            let (first, last) = self.settings.ephemeral_ports;
+            if !(first..=last).contains(&book.port) {
+                self.steer(book.protocol, book.port, false);
+            }
+        }
+        shared.set_bound(slot, false);
+        shared.free(slot, u64::MAX);
+    }
+
+    /// Shared address: tells the XDP program whose a port is.
+    fn steer(&self, protocol: Protocol, port: u16, ours: bool) {
+        if !self.settings.shared_address {
+            return;
+        }
+        if let Some(steering) = &self.steering
+            && let Ok(steering) = steering.lock()
+            && let Err(error) = steering.set_port(protocol == Protocol::Tcp, port, ours)
+        {
+            tracing::error!(%error, port, "can't mark a port for the XDP program");
+        }
+    }
+
+    fn inspect(&mut self, key: u64, what: u32) {
+        let text = match what {
+            inspect::SOCKETS => self.sockets_json(),
+            inspect::STATS => self.stats_json(),
+            inspect::STOP => {
+                self.stop.store(true, Ordering::Release);
+                "{}".into()
+            }
+            _ => {
+                let errno = Errno::INVAL.raw_os_error().cast_unsigned();
+                return self.reply(key, Reply::Failed { errno }, &[], &[]);
+            }
+        };
+        self.send_text(key, &text);
+    }
+}
+
+fn done() -> Reply {
+    Reply::Done { address: [0; 16], port: 0 }
+}
+
+/// Keeps a port of a shared address from the kernel's programs, or learns that one of them has it.
+fn reserve(protocol: Protocol, port: u16, binding: &Binding) -> Result<OwnedFd, Errno> {
+    let any = if binding.ipv6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+    let address = binding.address.unwrap_or(any);
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket_type = if protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
+    let socket = socket_with(family, socket_type, SocketFlags::CLOEXEC, None)?;
+    if protocol == Protocol::Tcp {
+        // Connections in TIME-WAIT are no reason to refuse; a listener still is.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    if family == AddressFamily::INET6 {
+        sockopt::set_ipv6_v6only(&socket, !binding.ipv4)?;
+    }
+    bind(&socket, &endpoint(mapped(address), port))?;
+    Ok(socket)
+}

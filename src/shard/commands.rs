@@ -1,0 +1,446 @@
+//! Programs to stack: dirty slots, and messages of the control thread.
+//!
+//! Every shared word is read once, then checked, then used. A program that writes numbers that can't be loses that
+//! socket and nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sidestep_shm::Slot;
+use sidestep_shm::slot::{kind, load_address, option, request, status, store_address};
+use sidestep_stack::{Error, Instant, ListenAddress, Stack, Stream, TcpOptions};
+
+use super::apps::{Apps, DatagramSocket, Kind, Listener, Socket, StreamSocket, token};
+use super::mailbox::{Message, Notice};
+use super::run::Shard;
+use crate::clock::Clock;
+use crate::control::address::{endpoint, is_unspecified, mapped};
+use crate::control::group::Group;
+use crate::port::FrameIo;
+
+/// Dirty slots of one group looked at in one turn: bounds what a program can make a turn cost.
+const COMMAND_BUDGET: usize = 256;
+
+impl<P: FrameIo, C: Clock> Shard<P, C> {
+    /// Whatever the control thread wants. Rare, so it may cost a few allocations.
+    pub(super) fn messages(&mut self, now: Instant) {
+        while let Some(message) = self.mailboxes[self.number as usize].next_message() {
+            // A control thread that no longer waits for a reply is no concern of the shard.
+            match message {
+                Message::AddGroup { group, reply } => {
+                    self.apps.add_group(group);
+                    self.apps.beat(now);
+                    let _ = reply.send(());
+                }
+                Message::RemoveGroup { group, reply } => {
+                    let _ = reply.send(self.apps.remove_group(group));
+                }
+                Message::CountSockets { group, reply } => {
+                    let _ = reply.send(self.apps.count_sockets(group));
+                }
+                Message::EventQueue { group, queue, doorbell, reply } => {
+                    self.apps.set_doorbell(group, queue, doorbell);
+                    let _ = reply.send(());
+                }
+                Message::ProcessDied { group, process, reply } => {
+                    self.apps.process_died(&mut self.stack, now, group, process);
+                    let _ = reply.send(());
+                }
+                Message::Listen { group, slot, at, backlog, options, reuse_port, reply } => {
+                    let done = self.apps.listen(&mut self.stack, (group, slot), at, backlog, options, reuse_port);
+                    let _ = reply.send(done);
+                }
+                Message::CloseShared { group, slot, reply } => {
+                    self.apps.close_shared(&mut self.stack, now, group, slot);
+                    let _ = reply.send(());
+                }
+                Message::OpenDatagram { group, slot, at, reuse, reply } => {
+                    let _ = reply.send(self.apps.open_datagram(&mut self.stack, group, slot, at, reuse));
+                }
+                Message::Neighbor(update) => self.stack.neighbor_update(now, update),
+                Message::Sockets { reply } => {
+                    let _ = reply.send(self.sockets());
+                }
+                Message::Report { reply } => {
+                    let _ = reply.send(Box::new(self.report()));
+                }
+                Message::Stop => self.stopping = true,
+            }
+        }
+    }
+}
+
+impl Apps {
+    /// Looks at the slots that programs marked. Returns how many.
+    pub(super) fn commands(&mut self, stack: &mut Stack, now: Instant) -> usize {
+        let mut total = 0;
+        for g in 0..self.views.len() {
+            let Some(group) = self.views[g].as_ref().map(|v| Arc::clone(&v.group)) else { continue };
+            let Some(door) = group.region().door(self.shard) else { continue };
+            if !door.dirty.is_empty() {
+                total += door.dirty.harvest(COMMAND_BUDGET, |slot| self.command(stack, now, &group, slot));
+            }
+        }
+        self.counters.commands += total as u64;
+        total
+    }
+
+    fn command(&mut self, stack: &mut Stack, now: Instant, group: &Group, slot: u32) {
+        let Some(shared) = group.region().slot(slot) else { return };
+        let Some(index) = self.index_of(group.index, slot) else {
+            self.command_new(stack, now, group, slot, shared);
+            return;
+        };
+        match self.get(index).map(|s| &s.kind) {
+            Some(Kind::Stream(_)) => self.command_stream(stack, now, group, shared, index),
+            Some(Kind::Datagram(_)) => self.command_datagram(stack, group, slot, shared, index),
+            Some(Kind::Listener(_)) if !shared.is_held() => {
+                self.notices.push(Notice::Unheld { group: group.index, slot });
+            }
+            Some(Kind::Over { .. }) => self.reap(index),
+            Some(Kind::Listener(_)) | None => {}
+        }
+    }
+
+    /// A slot that this shard doesn't know: a connection to open, or a socket that was given up before it lived.
+    fn command_new(&mut self, stack: &mut Stack, now: Instant, group: &Group, slot: u32, shared: &Slot) {
+        if slot >= group.region().geometry().open_slots {
+            return;
+        }
+        let kind = shared.kind.load(Ordering::Acquire);
+        if !shared.is_held() {
+            // `kind` is written after the first hold, so a slot with a kind and no holder was given up.
+            if kind != 0 && matches!(group.user(slot), 0 | crate::control::group::USED_BY_CONTROL) {
+                self.notices.push(Notice::Unheld { group: group.index, slot });
+            }
+            return;
+        }
+        let wants = shared.request.load(Ordering::Acquire);
+        if wants & request::CONNECT != 0 && matches!(kind, kind::TCP4 | kind::TCP6) {
+            self.connect(stack, now, group, slot, shared);
+        }
+    }
+
+    fn connect(&mut self, stack: &mut Stack, now: Instant, group: &Group, slot: u32, shared: &Slot) {
+        if !group.take(slot, self.shard + 1) {
+            return;
+        }
+        let remote =
+            endpoint(load_address(&shared.wanted_remote_address), shared.wanted_remote_port.load(Ordering::Relaxed) as u16);
+        let local_bytes = load_address(&shared.wanted_local_address);
+        let local_port = shared.wanted_local_port.load(Ordering::Relaxed) as u16;
+        let local = match (is_unspecified(local_bytes), local_port) {
+            (true, 0) => None,
+            (true, port) if remote.is_ipv4() => Some((std::net::Ipv4Addr::UNSPECIFIED, port).into()),
+            (true, port) => Some((std::net::Ipv6Addr::UNSPECIFIED, port).into()),
+            (false, port) => Some(endpoint(local_bytes, port)),
+        };
+        let options = read_options(shared);
+        let version = shared.options_version.load(Ordering::Relaxed);
+        let geometry = *group.region().geometry();
+        let stream =
+            Stream { token: token(group.index, slot), rx_capacity: geometry.rx_bytes, tx_capacity: geometry.tx_bytes };
+        shared.shard.store(self.shard, Ordering::Relaxed);
+        let index = self.insert(group.index, slot, Kind::Stream(StreamSocket::default()));
+        match stack.tcp_connect(now, stream.token, local, remote, stream, options, self) {
+            Ok((id, local)) => {
+                store_address(&shared.local_address, mapped(local.ip()));
+                store_address(&shared.remote_address, mapped(remote.ip()));
+                shared.local_port.store(local.port().into(), Ordering::Relaxed);
+                shared.remote_port.store(remote.port().into(), Ordering::Relaxed);
+                shared.tcp_state.store(sidestep_stack::TcpState::SynSent as u32, Ordering::Relaxed);
+                shared.status.fetch_or(status::OPEN | status::CONNECTING | status::BOUND, Ordering::Release);
+                if let Some(socket) = self.at(index) {
+                    socket.options_version = version;
+                    if let Kind::Stream(s) = &mut socket.kind {
+                        s.id = Some(id);
+                    }
+                }
+            }
+            Err(error) => {
+                shared.error.store(errno(error), Ordering::Release);
+                shared.status.fetch_or(status::BROKEN | status::CLOSED, Ordering::Release);
+                if let Some(socket) = self.at(index) {
+                    socket.kind = Kind::Over { stream_bytes: 0, queued: None };
+                }
+                self.notify(group.index, slot);
+                self.reap(index);
+            }
+        }
+    }
+
+    fn command_stream(
+        &mut self,
+        stack: &mut Stack,
+        now: Instant,
+        group: &Group,
+        shared: &Slot,
+        index: usize,
+    ) {
+        // The holders first: what the last one wrote before it let go is then seen below.
+        let held = shared.is_held();
+        let wants = shared.request.load(Ordering::Acquire);
+        let tx_tail = shared.tx_tail.load(Ordering::Acquire);
+        let rx_head = shared.rx_head.load(Ordering::Acquire);
+        let version = shared.options_version.load(Ordering::Acquire);
+        let tx_capacity = u64::from(group.region().geometry().tx_bytes);
+
+        let Some(socket) = self.at(index) else { return };
+        let new_options = version != socket.options_version;
+        socket.options_version = version;
+        let Kind::Stream(s) = &mut socket.kind else { return };
+        let Some(id) = s.id else { return };
+        if tx_tail < s.tx_tail || tx_tail - s.tx_head > tx_capacity || !(s.rx_head..=s.rx_tail).contains(&rx_head) {
+            self.punish(stack, now, index);
+            return;
+        }
+        // The stack refuses only sockets that it has given up; their last event is on its way.
+        if new_options {
+            let _ = stack.tcp_set_options(now, id, read_options(shared));
+        }
+        if tx_tail > s.tx_tail && !s.finished {
+            s.tx_tail = tx_tail;
+            let _ = stack.tcp_send(now, id, tx_tail);
+        }
+        if rx_head > s.rx_head {
+            s.rx_head = rx_head;
+            let _ = stack.tcp_received(now, id, rx_head);
+        }
+        if wants & request::FINISH != 0 && !s.finished {
+            s.finished = true;
+            let _ = stack.tcp_finish(now, id);
+        }
+        if wants & request::ABORT != 0 {
+            let _ = stack.tcp_abort(now, id);
+        }
+        if held {
+            s.queued = None;
+        } else if !s.orphan {
+            self.let_go(stack, now, shared, index);
+        }
+    }
+
+    /// The last holder is gone, unless the connection still waits to be accepted.
+    fn let_go(&mut self, stack: &mut Stack, now: Instant, shared: &Slot, index: usize) {
+        let Some(&Socket { group, kind: Kind::Stream(StreamSocket { queued, .. }), .. }) = self.get(index) else { return };
+        if let Some((listening, position)) = queued
+            && !self.was_taken(group, listening, position)
+        {
+            return;
+        }
+        let Some(Socket { kind: Kind::Stream(s), .. }) = self.at(index) else { return };
+        s.orphan = true;
+        s.queued = None;
+        let Some(id) = s.id else { return };
+        // SO_LINGER with zero seconds: the last close resets.
+        let _ = if shared.linger.load(Ordering::Relaxed) == 1 { stack.tcp_abort(now, id) } else { stack.tcp_close(now, id) };
+    }
+
+    /// Whether programs have moved beyond `position` in a listener's accept ring. A closed listener's are all taken.
+    pub(super) fn was_taken(&self, group: u32, listening: u32, position: u64) -> bool {
+        let Some(Kind::Listener(l)) = self.index_of(group, listening).and_then(|i| self.get(i)).map(|s| &s.kind) else {
+            return true;
+        };
+        let head = self.region(group).and_then(|r| r.accept_ring(listening, self.shard)).map_or(0, |r| r.head());
+        position < head && head <= l.tail
+    }
+
+    fn command_datagram(&mut self, stack: &mut Stack, group: &Group, slot: u32, shared: &Slot, index: usize) {
+        if !shared.is_held() {
+            self.notices.push(Notice::Unheld { group: group.index, slot });
+            return;
+        }
+        let wants = shared.request.load(Ordering::Acquire);
+        let tx_tail = shared.tx_tail.load(Ordering::Acquire);
+        let capacity = u64::from(group.region().geometry().tx_bytes);
+        let remote =
+            endpoint(load_address(&shared.wanted_remote_address), shared.wanted_remote_port.load(Ordering::Relaxed) as u16);
+        let Some(Socket { kind: Kind::Datagram(d), .. }) = self.at(index) else { return };
+        let id = d.id;
+        if tx_tail < d.tx_tail || tx_tail - d.tx_head > capacity {
+            self.counters.hostile += 1;
+            return;
+        }
+        let to_send = tx_tail > d.tx_tail;
+        d.tx_tail = tx_tail;
+        // connect() of a datagram socket may be called again; port 0 (AF_UNSPEC) dissolves the association.
+        let peer = (wants & request::CONNECT != 0 && remote.port() != 0).then_some(remote);
+        let known = endpoint(load_address(&shared.remote_address), shared.remote_port.load(Ordering::Relaxed) as u16);
+        let changed = if d.connected { peer != Some(known) } else { peer.is_some() };
+        d.connected = peer.is_some();
+        if changed {
+            match stack.udp_set_peer(id, peer, self) {
+                Ok(local) => {
+                    store_address(&shared.local_address, mapped(local.ip()));
+                    store_address(&shared.remote_address, peer.map_or([0; 16], |p| mapped(p.ip())));
+                    shared.remote_port.store(peer.map_or(0, |p| p.port().into()), Ordering::Relaxed);
+                    if peer.is_some() {
+                        shared.status.fetch_or(status::CONNECTED, Ordering::Release);
+                    } else {
+                        shared.status.fetch_and(!status::CONNECTED, Ordering::Release);
+                    }
+                }
+                Err(error) => shared.error.store(errno(error), Ordering::Release),
+            }
+            self.notify(group.index, slot);
+        }
+        if to_send {
+            stack.udp_send_ready(id);
+        }
+    }
+
+    // ---- messages -------------------------------------------------------------------------------------------------
+
+    fn listen(
+        &mut self,
+        stack: &mut Stack,
+        (group, slot): (u32, u32),
+        at: ListenAddress,
+        backlog: u32,
+        options: TcpOptions,
+        reuse_port: bool,
+    ) -> Result<(), Error> {
+        if let Some(l) = self.listener_mut(group, slot) {
+            // listen() again changes the backlog.
+            l.backlog = backlog;
+            return Ok(());
+        }
+        let geometry = self.geometry(group).ok_or(Error::NoSuchSocket)?;
+        let ring = self.region(group).and_then(|r| r.accept_ring(slot, self.shard)).ok_or(Error::NoSuchSocket)?;
+        ring.reset();
+        let id = stack.tcp_listen(token(group, slot), at, backlog, geometry.rx_bytes, options, reuse_port)?;
+        self.insert(group, slot, Kind::Listener(Listener { id, backlog, tail: 0, head: 0, coming: 0 }));
+        Ok(())
+    }
+
+    fn open_datagram(
+        &mut self,
+        stack: &mut Stack,
+        group: u32,
+        slot: u32,
+        at: ListenAddress,
+        reuse: bool,
+    ) -> Result<(), Error> {
+        let id = stack.udp_open(token(group, slot), at, reuse)?;
+        let socket = DatagramSocket { id, rx_head: 0, rx_tail: 0, tx_head: 0, tx_tail: 0, connected: false };
+        self.insert(group, slot, Kind::Datagram(socket));
+        Ok(())
+    }
+
+    fn close_shared(&mut self, stack: &mut Stack, now: Instant, group: u32, slot: u32) {
+        let Some(index) = self.index_of(group, slot) else { return };
+        match self.get(index).map(|s| &s.kind) {
+            Some(Kind::Listener(l)) => {
+                let (id, head, tail) = (l.id, l.head, l.tail);
+                stack.tcp_unlisten(id);
+                self.remove(index);
+                self.reset_unaccepted(stack, now, (group, slot), head, tail);
+            }
+            Some(Kind::Datagram(d)) => {
+                stack.udp_close(d.id);
+                self.remove(index);
+            }
+            Some(Kind::Over { .. }) => {
+                self.remove(index);
+            }
+            Some(Kind::Stream(_)) | None => {}
+        }
+    }
+
+    /// As Linux: connections that nobody accepted are reset when their listener closes.
+    fn reset_unaccepted(&mut self, stack: &mut Stack, now: Instant, listener: (u32, u32), head: u64, tail: u64) {
+        let (group, listening) = listener;
+        let waiting: Vec<u32> = {
+            let ring = self.region(group).and_then(|r| r.accept_ring(listening, self.shard));
+            let unclaimed = |p: u64| ring.and_then(|r| r.entry(p)).filter(|(_, claimant)| claimant.is_none());
+            (head..tail).filter_map(unclaimed).map(|(slot, _)| slot).collect()
+        };
+        for slot in waiting {
+            // The entry came from shared memory: only a stream that waits on this very listener is touched.
+            let held = self.region(group).and_then(|r| r.slot(slot)).is_none_or(Slot::is_held);
+            if let Some(index) = self.index_of(group, slot) {
+                self.reap(index);
+            }
+            if let Some(s) = self.stream_mut(group, slot)
+                && s.queued.is_some_and(|(l, _)| l == listening)
+                && !held
+                && let Some(id) = s.id
+            {
+                s.queued = None;
+                s.orphan = true;
+                let _ = stack.tcp_abort(now, id);
+            }
+        }
+    }
+
+    /// A process is gone: it holds nothing any more, and what only it held is closed.
+    fn process_died(&mut self, stack: &mut Stack, now: Instant, group: u32, process: u32) {
+        let Some(shared_group) = self.view(group).map(|v| Arc::clone(&v.group)) else { return };
+        for index in self.indices_of_group(group) {
+            let Some(slot) = self.get(index).map(|s| s.slot) else { continue };
+            let Some(shared) = shared_group.region().slot(slot) else { continue };
+            for lock in [&shared.rx_lock, &shared.tx_lock, &shared.call_lock] {
+                sidestep_shm::lock::break_for(lock, process);
+            }
+            let held = shared.let_go(process);
+            // A connection that it claimed from the accept ring without living to hold it counts as held by it.
+            let claimed = match self.get(index).map(|s| &s.kind) {
+                Some(Kind::Stream(StreamSocket { queued: Some((listening, position)), .. })) => shared_group
+                    .region()
+                    .accept_ring(*listening, self.shard)
+                    .and_then(|r| r.entry(*position))
+                    .is_some_and(|(s, claimant)| s == slot && claimant == Some(process)),
+                _ => false,
+            };
+            if claimed && let Some(s) = self.stream_mut(group, slot) {
+                s.queued = None;
+            }
+            if !shared.is_held() && (held || claimed) {
+                self.command(stack, now, &shared_group, slot);
+            }
+        }
+    }
+}
+
+/// The options of a slot, as the stack takes them.
+pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
+    let bits = shared.options.load(Ordering::Relaxed);
+    let seconds = |word: u32| (word != 0).then(|| Duration::from_secs(word.into()));
+    let user_timeout = shared.user_timeout_ms.load(Ordering::Relaxed);
+    let max_segment = shared.max_segment.load(Ordering::Relaxed);
+    TcpOptions {
+        no_delay: bits & option::NO_DELAY != 0,
+        cork: bits & (option::CORK | option::MORE) != 0,
+        quick_ack: bits & option::QUICK_ACK != 0,
+        keep_alive: bits & option::KEEP_ALIVE != 0,
+        keepalive_idle: seconds(shared.keep_idle_s.load(Ordering::Relaxed)),
+        keepalive_interval: seconds(shared.keep_interval_s.load(Ordering::Relaxed)),
+        keepalive_probes: u8::try_from(shared.keep_count.load(Ordering::Relaxed)).ok().filter(|&n| n > 0),
+        user_timeout: (user_timeout != 0).then(|| Duration::from_millis(user_timeout.into())),
+        max_segment: u16::try_from(max_segment).ok().filter(|&n| n > 0),
+        tos: shared.tos.load(Ordering::Relaxed) as u8,
+        ttl: shared.ttl.load(Ordering::Relaxed) as u8,
+    }
+}
+
+/// The errno that Linux has for an error of the stack.
+#[must_use]
+pub(crate) fn errno(error: Error) -> u32 {
+    use rustix::io::Errno;
+    let errno = match error {
+        Error::Refused => Errno::CONNREFUSED,
+        Error::Reset => Errno::CONNRESET,
+        Error::Aborted => Errno::CONNABORTED,
+        Error::TimedOut => Errno::TIMEDOUT,
+        Error::HostUnreachable => Errno::HOSTUNREACH,
+        Error::NetworkUnreachable => Errno::NETUNREACH,
+        Error::AddressInUse => Errno::ADDRINUSE,
+        Error::AddressNotAvailable => Errno::ADDRNOTAVAIL,
+        Error::MessageTooLong => Errno::MSGSIZE,
+        Error::NoBuffers => Errno::NOBUFS,
+        Error::NoSuchSocket => Errno::BADF,
+        Error::Protocol => Errno::PROTO,
+    };
+    errno.raw_os_error().cast_unsigned()
+}

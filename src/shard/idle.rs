@@ -1,0 +1,132 @@
+//! When to look again at once, and when to sleep until something happens.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{Timespec, epoll};
+use sidestep_stack::Instant;
+
+use super::run::Shard;
+use crate::clock::Clock;
+use crate::port::FrameIo;
+
+/// Idle turns in a row before the core is offered to others at each turn: work often comes in bursts.
+const TURNS_BEFORE_YIELD: u32 = 8;
+
+/// How a shard waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdlePolicy {
+    /// Never sleeps. The core is offered to other threads at every idle turn (sched_yield), and taken back.
+    Busy,
+    /// Looks for this long after the last work, then sleeps. Zero: sleeps at once.
+    Adaptive(Duration),
+}
+
+/// Sleeps on everything that may bring work to one shard.
+pub struct Sleeper {
+    epoll: OwnedFd,
+}
+
+impl Sleeper {
+    /// # Errors
+    /// No descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
+    }
+
+    /// A device: wakes as long as it has frames.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn add_device(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
+    }
+
+    /// An eventfd: wakes once for each write. Edge-triggered, so that it need not be read: a program shares the
+    /// descriptor and could make a read block.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn add_doorbell(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(1), edge)?)
+    }
+
+    pub fn remove(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    fn sleep(&self, timeout: Duration) {
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
+        // An interrupted or failed wait is as good as a wake-up: the loop looks anyway.
+        let _ = epoll::wait(&self.epoll, events.as_mut_slice(), Some(&timeout));
+    }
+}
+
+impl<P: FrameIo, C: Clock> Shard<P, C> {
+    /// Turns until it is told to stop.
+    ///
+    /// # Errors
+    /// What can't be slept on.
+    pub fn run(mut self, policy: IdlePolicy) -> std::io::Result<()> {
+        let sleeper = Sleeper::new()?;
+        if let Some(fd) = self.port.poll_fd() {
+            sleeper.add_device(fd)?;
+        }
+        sleeper.add_doorbell(self.mailboxes[self.number as usize].wake_fd())?;
+        self.apps.sleep_on(sleeper);
+
+        let mut idle_turns = 0u32;
+        let mut idle_since = Instant::ZERO;
+        while !self.stopping {
+            let turn = self.turn();
+            if !turn.is_idle() {
+                idle_turns = 0;
+                continue;
+            }
+            idle_turns = idle_turns.saturating_add(1);
+            let now = self.clock.now();
+            if idle_turns == 1 {
+                idle_since = now;
+            }
+            match policy {
+                IdlePolicy::Adaptive(spin) if now.since(idle_since) >= spin => {
+                    if self.sleep(now) {
+                        idle_turns = 0;
+                    }
+                }
+                _ if idle_turns >= TURNS_BEFORE_YIELD => rustix::thread::sched_yield(),
+                _ => std::hint::spin_loop(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the doors, looks once more, sleeps. False when there was something to do.
+    fn sleep(&mut self, now: Instant) -> bool {
+        let mine = &self.mailboxes[self.number as usize];
+        let quiet = mine.prepare_sleep()
+            && self.apps.prepare_sleep()
+            && !self.stack.has_output()
+            && !self.port.prepare_sleep();
+        if quiet {
+            let timeout = self.next_deadline().since(now);
+            if let Some(sleeper) = self.apps.sleeper() {
+                sleeper.sleep(timeout);
+            }
+            self.counters.sleeps += 1;
+        }
+        mine.awake();
+        self.apps.awake();
+        quiet
+    }
+}
+
+/// For tests and tools that sleep beside a shard.
+impl AsFd for Sleeper {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

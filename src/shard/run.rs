@@ -1,0 +1,184 @@
+//! The loop of one core, on one page.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidestep_shm::layout::HEARTBEAT_EVERY_NS;
+use sidestep_stack::{Instant, Stack, Unknown, Verdict};
+
+use super::apps::Apps;
+use super::mailbox::{Foreign, Mailbox, Notices};
+use crate::clock::Clock;
+use crate::port::FrameIo;
+
+/// Frames taken from the device in one turn: as one NAPI poll, so that commands and timers never wait long.
+const RX_BUDGET: usize = 64;
+/// Frames given to the device in one turn. More than `RX_BUDGET`: bulk senders answer one ACK with several segments.
+const TX_BUDGET: usize = 256;
+/// Foreign frames taken in one turn.
+const HANDOFF_BUDGET: usize = 64;
+
+/// What one turn did. All zero: idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    pub received: usize,
+    pub handed: usize,
+    pub commands: usize,
+    pub sent: usize,
+}
+
+impl Turn {
+    /// Whether there was nothing to do.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Counters of the loop itself. All only grow.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct LoopCounters {
+    pub turns: u64,
+    pub idle_turns: u64,
+    pub sleeps: u64,
+    pub handed_over: u64,
+    pub handed_in: u64,
+}
+
+/// One core's share of the engine.
+pub struct Shard<P, C> {
+    pub(super) number: u32,
+    pub(super) port: P,
+    pub(super) clock: C,
+    pub(super) stack: Stack,
+    pub(super) apps: Apps,
+    pub(super) mailboxes: Arc<[Mailbox]>,
+    pub(super) counters: LoopCounters,
+    /// Tells whoever watches over this shard (the XDP program) that it is alive at this time.
+    heartbeat: Box<dyn FnMut(Instant) + Send>,
+    next_beat: Instant,
+    pub(super) stopping: bool,
+}
+
+impl<P: FrameIo, C: Clock> Shard<P, C> {
+    pub fn new(
+        number: u32,
+        port: P,
+        clock: C,
+        stack: Stack,
+        mailboxes: Arc<[Mailbox]>,
+        notices: Arc<Notices>,
+        heartbeat: Box<dyn FnMut(Instant) + Send>,
+    ) -> Self {
+        let apps = Apps::new(number, notices);
+        let counters = LoopCounters::default();
+        Self {
+            number,
+            port,
+            clock,
+            stack,
+            apps,
+            mailboxes,
+            counters,
+            heartbeat,
+            next_beat: Instant::ZERO,
+            stopping: false,
+        }
+    }
+
+    /// rx -> ingress -> app commands -> events -> egress -> tx -> timers. Never blocks.
+    pub fn turn(&mut self) -> Turn {
+        let now = self.clock.now();
+        self.beat(now);
+
+        let received = self.receive(now);
+        let handed = self.take_foreign(now);
+        self.messages(now);
+        let commands = self.apps.commands(&mut self.stack, now);
+        if self.stack.next_deadline().is_some_and(|at| at <= now) {
+            self.stack.handle_timers(now, &mut self.apps);
+        }
+        // Programs first: they may start while the frames leave.
+        self.apps.deliver(&mut self.stack, now);
+        let sent = self.send(now);
+        if sent > 0 {
+            self.apps.deliver(&mut self.stack, now);
+        }
+
+        let turn = Turn { received, handed, commands, sent };
+        self.counters.turns += 1;
+        self.counters.idle_turns += u64::from(turn.is_idle());
+        turn
+    }
+
+    /// When the next turn is due although nothing comes in.
+    #[must_use]
+    pub fn next_deadline(&self) -> Instant {
+        self.stack.next_deadline().map_or(self.next_beat, |t| t.min(self.next_beat))
+    }
+
+    fn receive(&mut self, now: Instant) -> usize {
+        let (stack, apps, mailboxes, number) = (&mut self.stack, &mut self.apps, &self.mailboxes, self.number);
+        let alone = mailboxes.len() == 1;
+        let mut handed_over = 0;
+        let received = self.port.receive(RX_BUDGET, |frame| {
+            let unknown = if alone { Unknown::Answer } else { Unknown::Report };
+            if let Verdict::Elsewhere { protocol, local_port, .. } = stack.handle_frame(now, frame, apps, unknown) {
+                handed_over += 1;
+                let to = next_shard(number, mailboxes.len() as u32, protocol, local_port);
+                let hops_left = mailboxes.len() as u32 - 1;
+                mailboxes[to as usize].hand_over(Foreign { frame: (&*frame).into(), hops_left });
+            }
+        });
+        self.counters.handed_over += handed_over;
+        received
+    }
+
+    /// Frames that another shard could not place. The last one asked answers as if there were no other.
+    fn take_foreign(&mut self, now: Instant) -> usize {
+        let mine = &self.mailboxes[self.number as usize];
+        let mut taken = 0;
+        while taken < HANDOFF_BUDGET
+            && let Some(mut foreign) = mine.next_frame()
+        {
+            taken += 1;
+            let unknown = if foreign.hops_left <= 1 { Unknown::Answer } else { Unknown::Report };
+            if let Verdict::Elsewhere { .. } = self.stack.handle_frame(now, &foreign.frame, &mut self.apps, unknown) {
+                foreign.hops_left -= 1;
+                let to = (self.number + 1) % self.mailboxes.len() as u32;
+                self.mailboxes[to as usize].hand_over(foreign);
+            }
+        }
+        self.counters.handed_in += taken as u64;
+        taken
+    }
+
+    fn send(&mut self, now: Instant) -> usize {
+        if !self.stack.has_output() {
+            // Copy-mode transmission may still have frames that the kernel did not take: flush looks.
+            self.port.flush();
+            return 0;
+        }
+        let (stack, apps) = (&mut self.stack, &mut self.apps);
+        let sent = self.port.transmit(TX_BUDGET, |buffer| stack.poll_frame(now, buffer, apps));
+        self.port.flush();
+        sent
+    }
+
+    fn beat(&mut self, now: Instant) {
+        if now >= self.next_beat {
+            // Four beats fit into the time after which anyone would worry.
+            self.next_beat = now + Duration::from_nanos(HEARTBEAT_EVERY_NS / 2);
+            (self.heartbeat)(now);
+            if self.number == 0 {
+                self.apps.beat(now);
+            }
+        }
+    }
+}
+
+/// Whom to ask about a frame that is not ours: a datagram's shard follows from its port; for TCP, the neighbour.
+fn next_shard(me: u32, shards: u32, protocol: u8, local_port: u16) -> u32 {
+    let home = crate::control::ports::datagram_shard(local_port, shards);
+    if protocol == 17 && home != me { home } else { (me + 1) % shards }
+}

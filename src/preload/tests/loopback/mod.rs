@@ -326,6 +326,13 @@ impl Engine {
         if let Some(peer) = self.known[n as usize].peer {
             self.carry(n, peer);
             self.carry(peer, n);
+        } else if s.status.load(Ordering::SeqCst) & (status::CONNECTED | status::BROKEN) == status::CONNECTED
+            && s.tx_tail.load(Ordering::SeqCst) != s.tx_head.load(Ordering::SeqCst)
+        {
+            // Bytes for a peer that is gone.
+            s.error.store(libc::ECONNRESET as u32, Ordering::SeqCst);
+            s.status.fetch_or(status::BROKEN | status::CLOSED, Ordering::SeqCst);
+            self.notify(n);
         }
     }
 
@@ -435,6 +442,7 @@ impl Engine {
                 s.status.fetch_or(status::FINISHED, Ordering::SeqCst);
             }
             self.known[peer as usize].peer = None;
+            self.work_later(peer);
             self.notify(peer);
         }
         self.accept_tail.remove(&n);

@@ -66,7 +66,9 @@ impl Fake {
     /// The engine dies: every connection ends.
     pub fn kill(&mut self) {
         self.inner.stop.store(true, Ordering::Relaxed);
-        self.thread.take().map(|t| t.join().unwrap());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
     }
 }
 

@@ -203,7 +203,8 @@ fn datagrams_keep_their_borders_over_the_wrap() {
     let slot = session.open(kind::UDP4).unwrap();
     let plain = DatagramOptions::default();
     assert_eq!(session.send_datagram(slot, &[], None, &plain), Err(Errno::DESTADDRREQ));
-    let to = Some(address("192.0.2.1:53"));
+    let server = address("192.0.2.1:53");
+    let to = Some(server);
     let long = vec![0; 66_000];
     assert_eq!(session.send_datagram(slot, &[IoSlice::new(&long)], to, &plain), Err(Errno::MSGSIZE));
     let everyone = Some(address("255.255.255.255:67"));
@@ -218,7 +219,7 @@ fn datagrams_keep_their_borders_over_the_wrap() {
         let record = engine.sent(slot);
         let header = Header::decode(record[..HEADER_BYTES].try_into().unwrap()).unwrap();
         assert_eq!(record.len() as u64, Header::record_bytes(payload.len()));
-        assert_eq!((header.remote, header.remote_port), (to_wire(to.unwrap().ip()), 53));
+        assert_eq!((header.remote, header.remote_port), (to_wire(server.ip()), 53));
         assert_eq!(record[HEADER_BYTES..][..payload.len()], payload);
 
         let reply = Header { remote_port: 5000 + round as u16, local: to_wire("192.0.2.2".parse().unwrap()), ..header };
@@ -445,4 +446,59 @@ fn std_like_sockets() {
         connecting.join().unwrap()
     });
     assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn the_c_api_does_what_the_rust_api_does() {
+    use crate::capi::*;
+    use core::ptr::{from_mut, from_ref, null_mut};
+    let engine = Fake::start();
+    let name = std::ffi::CString::new(engine.name.clone()).unwrap();
+    // struct sockaddr_in of 192.0.2.2, ports 80 and 9.
+    let mut at = [0u8; 16];
+    at[..2].copy_from_slice(&2u16.to_ne_bytes());
+    at[3] = 80;
+    at[4..8].copy_from_slice(&[192, 0, 2, 2]);
+    // SAFETY: handles as given and not closed twice; buffers with their lengths.
+    unsafe {
+        let attached = ss_attach(name.as_ptr());
+        assert!(!attached.is_null());
+        assert!(ss_socket(attached, 1, 1).is_null());
+        assert_eq!(ss_errno(), Errno::AFNOSUPPORT.raw_os_error());
+        let listener = ss_socket(attached, 2, 1);
+        assert_eq!(ss_bind(listener, from_ref(&at).cast(), 8), -1, "an address cut short");
+        assert_eq!((ss_bind(listener, from_ref(&at).cast(), 16), ss_listen(listener, 5)), (0, 0));
+        let (mut name_is, mut len) = ([0u8; 28], 28u32);
+        assert_eq!(ss_getsockname(listener, from_mut(&mut name_is).cast(), &raw mut len), 0);
+        assert_eq!((&name_is[..16], len), (&at[..], 16));
+        ss_set_nonblocking(listener, 1);
+        assert!(ss_accept(listener, null_mut(), null_mut()).is_null());
+        assert_eq!(ss_errno(), Errno::AGAIN.raw_os_error());
+        let slot = engine.push_connection(0, 0, 0);
+        len = 4;
+        let sock = ss_accept(listener, from_mut(&mut name_is).cast(), &raw mut len);
+        assert!(!sock.is_null());
+        assert_eq!(len, 16, "the whole length, though only 4 bytes were written");
+        assert_eq!(ss_send(sock, c"hello".as_ptr().cast(), 5, 0x4000), 5);
+        assert_eq!(engine.sent(slot), b"hello");
+        assert_eq!(ss_send(sock, null_mut(), 5, 0), -1);
+        assert_eq!(ss_errno(), Errno::FAULT.raw_os_error());
+        let mut buf = [0u8; 8];
+        let into = from_mut(&mut buf).cast();
+        assert_eq!(ss_recv(sock, into, 8, 0x40), -1);
+        engine.deliver(slot, b"world");
+        assert_eq!((ss_recv(sock, into, 8, 2), ss_recv(sock, into, 8, 0), &buf[..5]), (5, 5, &b"world"[..]));
+        assert_eq!(ss_shutdown(sock, 9), -1);
+        assert_eq!((ss_shutdown(sock, 1), ss_send(sock, into, 1, 0)), (0, -1));
+        assert_eq!(ss_errno(), Errno::PIPE.raw_os_error());
+        let udp = ss_socket(attached, 2, 2);
+        assert_eq!(ss_sendto(udp, into, 8, 0, from_ref(&at).cast(), 16), 8);
+        ss_close(udp);
+        // The attachment outlives its handle while sockets are open.
+        ss_detach(attached);
+        ss_close(listener);
+        assert!(engine.slot(slot).is_held());
+        ss_close(sock);
+        assert!(!engine.slot(slot).is_held());
+    }
 }

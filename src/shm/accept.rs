@@ -96,6 +96,11 @@ impl<'a> AcceptRing<'a> {
 
     /// Takes the oldest connection for `process`, which is its holder when this returns. `slot` looks slots up.
     pub fn take<'s>(&self, process: u32, slot: impl Fn(u32) -> Option<&'s Slot>) -> Option<u32> {
+        self.take_with(process, |number| slot(number).map(|slot| slot.hold(process)).is_some())
+    }
+
+    /// The same, with any way to become a holder; `hold` is false when there is no such slot.
+    pub fn take_with(&self, process: u32, hold: impl Fn(u32) -> bool) -> Option<u32> {
         loop {
             let head = self.head.load(Ordering::SeqCst);
             if head >= self.tail.load(Ordering::SeqCst) {
@@ -107,13 +112,10 @@ impl<'a> AcceptRing<'a> {
             let claimed = word >> CLAIM_SHIFT == 0
                 && entry.compare_exchange(word, mine, Ordering::SeqCst, Ordering::SeqCst).is_ok();
             // An entry that names no slot can only be damage; it is passed over.
-            let taken = claimed.then(|| slot(word as u32)).flatten();
-            if let Some(taken) = taken {
-                taken.hold(process);
-            }
+            let held = claimed && hold(word as u32);
             // Fails when another has moved it on already, which is as good.
             let _ = self.head.compare_exchange(head, head + 1, Ordering::SeqCst, Ordering::SeqCst);
-            if taken.is_some() {
+            if held {
                 return Some(word as u32);
             }
         }

@@ -38,7 +38,7 @@ pub mod lock;
 mod region;
 pub mod slot;
 pub mod stream;
-mod sync;
+pub mod sync;
 pub mod wire;
 
 pub use layout::{Geometry, GeometryError};

@@ -18,6 +18,7 @@ impl Ring<'_> {
     /// # Safety
     /// `base` must point to `capacity` bytes that stay mapped, readable and writable for the lifetime of the ring;
     /// `capacity` must be a power of two.
+    #[cfg(not(loom))]
     pub(crate) unsafe fn new(base: *mut u8, capacity: u32) -> Self {
         debug_assert!(capacity.is_power_of_two());
         Self { base, mask: u64::from(capacity) - 1, _region: PhantomData }

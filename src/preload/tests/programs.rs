@@ -4,64 +4,11 @@
 mod loopback;
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use loopback::Running;
-
-fn library() -> PathBuf {
-    // Where cargo leaves the library that it builds along with this test.
-    let tests = std::env::current_exe().expect("this program's path");
-    let library = tests.parent().expect("target folder").join("libsidestep_preload.so");
-    assert!(library.exists(), "{} is missing: build sidestep-preload first", library.display());
-    library
-}
-
-fn on(engine: &Running, program: &str) -> Command {
-    let mut command = Command::new(program);
-    command
-        .env("LD_PRELOAD", library())
-        .env("SIDESTEP_SOCKET", &engine.socket)
-        .env("SIDESTEP_GROUP", format!("{:032x}", 0xfeedu32))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-/// Ends with the test, whatever happens.
-struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A tool that this test needs; a test without it is skipped, and says so.
-fn has(tool: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).stdout(Stdio::null()).status();
-    let found = found.is_ok_and(|s| s.success());
-    if !found {
-        eprintln!("SKIPPED: {tool} is not installed");
-    }
-    found
-}
-
-fn within(mut child: Child, limit: Duration) -> Output {
-    let end = Instant::now() + limit;
-    while child.try_wait().expect("wait").is_none() {
-        if Instant::now() > end {
-            let _ = child.kill();
-            let out = child.wait_with_output().expect("output");
-            panic!("not done after {limit:?}: {out:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.wait_with_output().expect("output")
-}
+use loopback::run::{Background, has, library, on, within, within_reading};
 
 fn python(engine: &Running, script: &str) -> Output {
     let child = on(engine, "python3").args(["-c", script]).spawn().expect("python3");
@@ -482,14 +429,4 @@ fn nc_and_curl_and_redis() {
         std::fs::remove_dir_all(&dir).expect("cleaned");
         assert_eq!(got.len(), 500_000);
     }
-}
-
-fn within_reading(mut child: Child, limit: Duration) -> Vec<u8> {
-    let mut out = child.stdout.take().expect("stdout");
-    let reader = std::thread::spawn(move || {
-        let mut all = Vec::new();
-        std::io::Read::read_to_end(&mut out, &mut all).map(|_| all)
-    });
-    within(child, limit);
-    reader.join().expect("reader").expect("read")
 }

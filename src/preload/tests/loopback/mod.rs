@@ -1,6 +1,8 @@
 //! An engine without a network: sockets of one group reach each other, byte by byte, through the shared-memory ABI.
 //! For tests of what lies on the program's side of that ABI.
 
+pub mod run;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -233,6 +235,8 @@ impl Engine {
             Request::Bind { slot, kind, options, address, port } => {
                 let port = if port == 0 { self.fresh_port() } else { port };
                 let datagram = kind >= kind::UDP4;
+                // UDP sockets share a port with SO_REUSEADDR too.
+                let sharing = option::REUSE_PORT | if datagram { option::REUSE_ADDRESS } else { 0 };
                 let taken = (0..GEOMETRY.slots()).any(|other| {
                     let theirs = self.slot(other);
                     other != slot
@@ -240,7 +244,7 @@ impl Engine {
                         && self.known[other as usize].port == port
                         && self.known[other as usize].peer.is_none()
                         && (theirs.kind.load(Ordering::SeqCst) >= kind::UDP4) == datagram
-                        && theirs.options.load(Ordering::SeqCst) & options & option::REUSE_PORT == 0
+                        && theirs.options.load(Ordering::SeqCst) & options & sharing == 0
                 });
                 if taken {
                     return failed(libc::EADDRINUSE);
@@ -474,11 +478,20 @@ impl Engine {
             let mut payload = vec![0; header.len as usize];
             tx.read(head + HEADER_BYTES as u64, &mut payload);
             a.tx_head.store(head + Header::record_bytes(payload.len()), Ordering::SeqCst);
-            let to = (0..GEOMETRY.slots()).find(|&t| {
-                self.known[t as usize].port == header.remote_port
-                    && self.slot(t).kind.load(Ordering::SeqCst) >= kind::UDP4
-                    && self.slot(t).is_held()
-            });
+            let from_port = self.known[n as usize].port;
+            // A socket that is connected to the sender comes first, one that is connected elsewhere is out.
+            let to = (0..GEOMETRY.slots())
+                .filter_map(|t| {
+                    let s = self.slot(t);
+                    let here = self.known[t as usize].port == header.remote_port
+                        && s.kind.load(Ordering::SeqCst) >= kind::UDP4
+                        && s.is_held();
+                    let connected = s.request.load(Ordering::SeqCst) & request::CONNECT != 0;
+                    let fits = s.wanted_remote_port.load(Ordering::SeqCst) == u32::from(from_port);
+                    (here && (!connected || fits)).then_some((!connected, t))
+                })
+                .min()
+                .map(|(_, t)| t);
             if let Some(to) = to {
                 self.deliver(to, self.known[n as usize].port, &payload);
             } else {

@@ -36,7 +36,7 @@ pub enum AttachError {
     Handshake { socket: String, cause: Errno },
     /// The engine said no.
     #[error(
-        "the engine at {socket:?} refused to attach: {cause}; EPROTO means another version (this library speaks {PROTOCOL}), ENOSPC a limit of the engine"
+        "the engine at {socket:?} refused to attach: {cause}; EPROTONOSUPPORT means another version (this library speaks {PROTOCOL}), EUSERS a group that is full"
     )]
     Refused { socket: String, cause: Errno },
     /// The reply was no valid welcome.

@@ -242,7 +242,9 @@ impl Engine {
                     other != slot
                         && self.known[other as usize].open
                         && self.known[other as usize].port == port
-                        && self.known[other as usize].peer.is_none()
+                        // Closed: the mark may still be on its way, but the port is free at once, as in Linux.
+                        && theirs.is_held()
+                        && (datagram || theirs.status.load(Ordering::SeqCst) & status::CONNECTED == 0)
                         && (theirs.kind.load(Ordering::SeqCst) >= kind::UDP4) == datagram
                         && theirs.options.load(Ordering::SeqCst) & options & sharing == 0
                 });

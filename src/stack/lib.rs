@@ -41,6 +41,8 @@ mod rss;
 mod siphash;
 mod stack;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod time;
 mod udp;
 mod wheel;

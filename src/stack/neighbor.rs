@@ -2,7 +2,7 @@
 //! families (RFC 826 says nothing of states).
 //!
 //! ```text
-//!   lookup ─▶ incomplete ──reply──▶ reachable ──30 s──▶ (next use) ─▶ probe ──reply──▶ reachable
+//!   lookup ─▶ incomplete ──reply──▶ reachable ──30 s──▶ (use, 5 s) ─▶ probe ──reply──▶ reachable
 //!                 │ 3 x 1 s            ▲                               │ 3 x 1 s
 //!                 ▼                    │                               ▼
 //!               failed             stale ◀── hints (requests, gratuitous changes)   failed
@@ -22,6 +22,8 @@ use core::time::Duration;
 const REACHABLE: Duration = Duration::from_secs(30);
 /// RFC 4861 10, RETRANS_TIMER; RFC 1122 2.3.2.1 allows one request a second.
 const RETRY: Duration = Duration::from_secs(1);
+/// RFC 4861 10, DELAY_FIRST_PROBE_TIME.
+const DELAY: Duration = Duration::from_secs(5);
 /// RFC 4861 10, MAX_MULTICAST_SOLICIT and MAX_UNICAST_SOLICIT.
 const ATTEMPTS: u8 = 3;
 /// Entries that there is room for besides the permanent ones, however low the limit.
@@ -143,12 +145,10 @@ impl Neighbors {
             State::Static(mac) | State::External(mac) => Lookup::Known { mac, until: FOREVER },
             State::Reachable { mac, until } if now < until => Lookup::Known { mac, until },
             State::Reachable { mac, .. } | State::Stale(mac) => {
-                // Still the best guess: RFC 4861 7.3.3 goes on using it while it asks.
-                let next = now + RETRY;
-                e.state = State::Probe { mac, sent: 1, next };
-                e.asked = Some(now);
+                // Still the best guess: RFC 4861 7.3.3 goes on using it, and asks only if nothing confirms it soon.
+                let next = now + DELAY;
+                e.state = State::Probe { mac, sent: 0, next };
                 self.timers.insert((next, address));
-                self.solicits.push(Solicit { address, mac: Some(mac) });
                 Lookup::Known { mac, until: next }
             }
             State::Probe { mac, next, .. } => Lookup::Known { mac, until: next },
@@ -396,13 +396,15 @@ mod tests {
         assert_eq!(n.next_deadline(), None);
         assert_eq!(n.lookup(at(6), ip(2)), Lookup::Known { mac: A, until: at(30_005) });
         n.solicits.clear();
-        // After 30 s it is used and probed.
+        // After 30 s it is still used, and probed after another 5.
         assert!(matches!(n.lookup(at(31_000), ip(2)), Lookup::Known { mac: A, .. }));
-        assert_eq!(n.solicits, [Solicit { address: ip(2), mac: Some(A) }]);
-        for s in 32..=34 {
+        assert_eq!(n.solicits, []);
+        for s in 36..=39 {
+            assert!(matches!(n.lookup(at(s * 1000), ip(2)), Lookup::Known { mac: A, .. }));
             n.handle_timers(at(s * 1000));
         }
-        assert_eq!(n.lookup(at(35_000), ip(2)), Lookup::Pending, "gone after three probes");
+        assert_eq!(n.solicits, [Solicit { address: ip(2), mac: Some(A) }; 3]);
+        assert_eq!(n.lookup(at(40_000), ip(2)), Lookup::Pending, "gone after three probes");
     }
 
     #[test]

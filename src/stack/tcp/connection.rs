@@ -134,6 +134,10 @@ pub(super) struct Connection {
     /// peer counts them (RFC 5681 3.2).
     pub more_acks: u8,
     pub probe_due: bool,
+    /// A tail loss probe (RFC 8985 7): nothing came back for two round trips.
+    pub tail_probe_due: bool,
+    /// SND.NXT at the last tail loss probe until it is acknowledged, and whether the probe was a repetition.
+    pub tail_probe: Option<(u64, bool)>,
     /// Send what the window allows though it is little: the override of RFC 9293 3.8.6.2.1.
     pub small_due: bool,
 
@@ -229,6 +233,8 @@ impl Connection {
             ack_due: false,
             more_acks: 0,
             probe_due: false,
+            tail_probe_due: false,
+            tail_probe: None,
             small_due: false,
             retransmit_at: NEVER,
             persisting: false,

@@ -217,9 +217,11 @@ impl Connection {
 
         let mut rtt = None;
         let least = self.rtt.minimum().unwrap_or_default();
+        let mut came_twice = false;
         if self.sack {
             for (left, right) in segment.sack_blocks() {
                 let (left, right) = (self.send_position(*left), self.send_position(*right));
+                came_twice |= left < right && right <= ack;
                 // Reversed, beyond what was sent, or below: D-SACK (RFC 2883) or nonsense.
                 if left < right && self.una.max(ack) <= left && right <= self.nxt {
                     rtt = self.board.on_sack(left, right, now, least).or(rtt);
@@ -238,8 +240,24 @@ impl Connection {
             }
         }
 
+        self.on_tail_probe_acked(now, ack, in_flight, came_twice);
         self.detect_losses(now, in_flight);
         self.on_finish_acked(cx, config);
+    }
+
+    /// RFC 8985 7.4: a probe that filled a hole at the end hides that there was a loss. Only a D-SACK says that there
+    /// was none.
+    fn on_tail_probe_acked(&mut self, now: Instant, ack: u64, in_flight: u64, came_twice: bool) {
+        self.tail_probe_due &= !self.board.is_empty();
+        let Some((end, repetition)) = self.tail_probe else { return };
+        if came_twice || !repetition && ack >= end {
+            self.tail_probe = None;
+        } else if ack >= end {
+            self.tail_probe = None;
+            if self.board.phase() == Phase::Open {
+                self.congestion.on_loss(now, in_flight, self.full_segment());
+            }
+        }
     }
 
     /// Looks for losses, and what to do about them. `in_flight`: before what led here.
@@ -252,6 +270,8 @@ impl Connection {
             self.reorder_at = self.board.detect(full, now, reorder).look_again.unwrap_or(NEVER);
         }
         if self.board.has_lost() && self.board.try_enter_recovery(self.nxt) {
+            self.tail_probe_due = false;
+            self.tail_probe = None;
             self.congestion.on_loss(now, in_flight, full);
         }
     }

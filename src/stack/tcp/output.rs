@@ -53,6 +53,11 @@ impl Connection {
     fn plan_stream(&self, now: Instant) -> Option<Plan> {
         let in_flight = self.board.in_flight();
         let window = self.congestion.window();
+        if self.tail_probe_due
+            && let Some(probe) = self.plan_tail_probe(now)
+        {
+            return Some(probe);
+        }
         if let Some((index, sent)) = self.board.next_lost() {
             let room = self.payload_room();
             let len = if sent.len - u32::from(self.is_finish(sent.end())) <= room { sent.len } else { room };
@@ -67,6 +72,16 @@ impl Connection {
             return Some(Plan::Probe);
         }
         self.ack_due.then_some(Plan::Ack)
+    }
+
+    /// New data if there is any, else the last segment again (RFC 8985 7.3).
+    fn plan_tail_probe(&self, now: Instant) -> Option<Plan> {
+        if let Some(data) = self.plan_data(now, 0, u64::MAX) {
+            return Some(data);
+        }
+        let (index, sent) = self.board.last_in_flight()?;
+        let fits = sent.len - u32::from(self.is_finish(sent.end())) <= self.payload_room();
+        fits.then_some(Plan::Retransmit { index, seq: sent.seq, len: sent.len })
     }
 
     fn plan_data(&self, now: Instant, in_flight: u64, window: u64) -> Option<Plan> {
@@ -131,6 +146,7 @@ impl Connection {
                 self.board.retransmitted(index, payload + u32::from(sent.1), cx.now);
                 self.retransmits = self.retransmits.saturating_add(1);
                 cx.counters.tcp_retransmits += 1;
+                self.note_tail_probe(true);
                 Some(sent.0)
             }
             Plan::Data { len, fin } => {
@@ -153,6 +169,7 @@ impl Connection {
                     self.cork_at = NEVER;
                 }
                 self.last_send = cx.now;
+                self.note_tail_probe(false);
                 Some(sent)
             }
         }
@@ -279,6 +296,14 @@ impl Connection {
         cx.counters.tcp_out += 1;
         // The low two bits are ECN's.
         Some(Emitted { len, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
+    }
+
+    fn note_tail_probe(&mut self, repetition: bool) {
+        if core::mem::take(&mut self.tail_probe_due) {
+            self.tail_probe = Some((self.nxt, repetition));
+            // RFC 8985 7.3: the other timer starts anew.
+            self.retransmit_at = NEVER;
+        }
     }
 
     /// Everything received so far is about to be acknowledged.

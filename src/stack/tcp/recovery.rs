@@ -296,7 +296,17 @@ impl Scoreboard {
         (from..self.sent.len()).map(|index| (index, self.sent[index])).find(|(_, sent)| sent.flags & LOST != 0)
     }
 
-    /// The first `len` positions of the lost segment at `index` leave again.
+    /// The last segment, if it may be in flight: what a tail loss probe repeats.
+    pub fn last_in_flight(&self) -> Option<(usize, Sent)> {
+        self.sent.back().filter(|sent| sent.flags & (SACKED | LOST) == 0).map(|sent| (self.sent.len() - 1, *sent))
+    }
+
+    /// Segments that are not acknowledged.
+    pub fn len(&self) -> usize {
+        self.sent.len()
+    }
+
+    /// The first `len` positions of the segment at `index` leave again.
     pub fn retransmitted(&mut self, index: usize, len: u32, now: Instant) {
         let Some(sent) = self.sent.get_mut(index) else { return };
         let whole = *sent;
@@ -304,13 +314,17 @@ impl Scoreboard {
         sent.len = len;
         sent.sent_at = now;
         sent.flags = whole.flags & !LOST | RETRANSMITTED;
-        self.lost -= u64::from(len);
-        self.retransmissions += 1;
-        self.urgent = false;
-        self.lost_from = whole.seq + u64::from(len);
+        if whole.flags & LOST != 0 {
+            self.lost -= u64::from(len);
+            self.retransmissions += 1;
+            self.urgent = false;
+            self.lost_from = whole.seq + u64::from(len);
+        } else if whole.flags & RETRANSMITTED == 0 {
+            self.retransmissions += 1;
+        }
         if len < whole.len {
             // Segments have become smaller since it was sent.
-            let rest = Sent { seq: self.lost_from, len: whole.len - len, ..whole };
+            let rest = Sent { seq: whole.seq + u64::from(len), len: whole.len - len, ..whole };
             self.sent.insert(index + 1, rest);
         }
     }
@@ -533,6 +547,7 @@ mod tests {
                     2 => { let l = una + a * 250; let r = (l + b * 250).min(nxt); if l < r { board.on_sack(l, r, now, LEAST); } }
                     3 => { if board.detect(MSS, now, Duration::from_millis(a)).found { board.try_enter_recovery(nxt); } }
                     4 => { if let Some((index, sent)) = board.next_lost() { board.retransmitted(index, (b as u32 * 100 + 1).min(sent.len), now); } }
+                    5 if b > 20 => if let Some((index, sent)) = board.last_in_flight() { board.retransmitted(index, sent.len, now); }
                     5 => board.on_duplicate(MSS),
                     _ => if !board.is_empty() { board.on_timeout(nxt) },
                 }

@@ -65,6 +65,7 @@ pub(super) struct Socket {
     pub received: Vec<u8>,
     /// What it wants to write, and from where on it hasn't.
     pub outgoing: Vec<u8>,
+    outgoing_at: usize,
     /// Writes FIN when everything is written.
     pub finish: bool,
     finished: bool,
@@ -113,6 +114,7 @@ impl Programs {
             tx_tail: 0,
             received: vec![],
             outgoing: vec![],
+            outgoing_at: 0,
             finish: false,
             finished: false,
             reads: true,
@@ -388,11 +390,16 @@ impl Net {
             }
             let capacity = socket.tx.len() as u64;
             let room = capacity - (socket.tx_tail - snapshot.tx_head);
-            let len = room.min(socket.outgoing.len() as u64);
+            let len = room.min((socket.outgoing.len() - socket.outgoing_at) as u64) as usize;
             if len > 0 {
-                for byte in socket.outgoing.drain(..len as usize) {
-                    socket.tx[(socket.tx_tail % capacity) as usize] = byte;
+                for byte in &socket.outgoing[socket.outgoing_at..][..len] {
+                    socket.tx[(socket.tx_tail % capacity) as usize] = *byte;
                     socket.tx_tail += 1;
+                }
+                socket.outgoing_at += len;
+                if socket.outgoing_at == socket.outgoing.len() {
+                    socket.outgoing.clear();
+                    socket.outgoing_at = 0;
                 }
                 end.tcp.send(now, id, socket.tx_tail).unwrap();
             }

@@ -2,11 +2,15 @@
 //! moves away leaves it where it is, and the connection looks at its true deadlines when it fires.
 
 use super::connection::{Connection, NEVER, ORIGIN};
+use super::recovery::Phase;
 use crate::{Error, Instant, TcpConfig, TcpState};
 use core::time::Duration;
 
 /// Timeouts in a row after which a connection without an owner is given up (tcp_orphan_retries).
 const ORPHAN_RETRIES: u8 = 8;
+
+/// Peers don't answer at once: interrupts, scheduling. Linux's least is two ticks of its clock.
+const MIN_TAIL_PROBE: Duration = Duration::from_millis(1);
 
 impl Connection {
     /// The nearest deadline, [`NEVER`] without any.
@@ -16,6 +20,7 @@ impl Connection {
         if self.options.keep_alive {
             deadline = deadline.min(self.keepalive_at(config));
         }
+        deadline = deadline.min(self.tail_probe_at(config));
         if self.parked_until != Instant::ZERO {
             deadline = deadline.min(self.parked_until);
         }
@@ -77,6 +82,9 @@ impl Connection {
         if now >= self.reorder_at {
             self.detect_losses(now, self.board.in_flight());
         }
+        if now >= self.tail_probe_at(config) {
+            self.tail_probe_due = true;
+        }
         if now >= self.retransmit_at {
             self.on_retransmission_timeout(now, config);
         }
@@ -125,8 +133,35 @@ impl Connection {
                 self.congestion.on_timeout(now, in_flight, self.full_segment(), first);
                 self.board.on_timeout(self.nxt);
                 self.reorder_at = NEVER;
+                self.tail_probe_due = false;
+                self.tail_probe = None;
             }
         }
+    }
+
+    /// When a tail loss probe is due (RFC 8985 7.2): a loss that nothing follows shows itself by no acknowledgment, and
+    /// two round trips are much sooner than the retransmission timer. [`NEVER`] when none may be sent.
+    fn tail_probe_at(&self, config: &TcpConfig) -> Instant {
+        let allowed = self.sack
+            && self.rtt.has_sample()
+            && !self.board.is_empty()
+            && !self.persisting
+            && self.board.phase() == Phase::Open
+            && self.tail_probe.is_none()
+            && !self.tail_probe_due;
+        if !allowed {
+            return NEVER;
+        }
+        let smoothed = self.rtt.smoothed();
+        let mut timeout = (2 * smoothed).max(smoothed + 4 * self.rtt.variation()).max(MIN_TAIL_PROBE);
+        if self.board.len() == 1 {
+            // The peer may hold back the ACK of a lone segment. Linux allows for 200 ms here; most peers take no more
+            // than we do, and for the others a probe too many costs one segment.
+            timeout += config.delayed_ack;
+        }
+        let at = self.last_send.max(self.stalled_since) + timeout;
+        // At the same time as the other timer it would be pointless.
+        if at < self.retransmit_at { at } else { NEVER }
     }
 
     fn keepalive_at(&self, config: &TcpConfig) -> Instant {

@@ -46,16 +46,16 @@ impl Cubic {
         }
     }
 
-    fn reduce(&mut self, in_flight: u64, mss: u32) {
+    fn reduce(&mut self, mss: u32) {
         let mss = f64::from(mss);
         let window = segments(self.window, mss);
         // 4.7 fast convergence: a flow that lost before it came back to its plateau leaves room for others.
         self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.cwnd_prior = window;
         self.epoch = None;
-        // 4.6: from what was in flight, so that a window that wasn't in use doesn't count.
-        let reduced = segments(in_flight.min(self.window), mss) * BETA;
-        self.threshold = bytes(reduced.max(2.0), mss);
+        // 4.6 allows the window in place of what is in flight if, as here, it doesn't grow without being in use. One
+        // loss in a pause of the program then doesn't cost everything that was learned (as Linux).
+        self.threshold = bytes((window * BETA).max(2.0), mss);
     }
 
     fn begin_epoch(&mut self, now: Instant, mss: f64) -> Instant {
@@ -118,15 +118,15 @@ impl CongestionControl for Cubic {
         self.fraction = (exact - segments(self.window, 1.0)).clamp(0.0, 1.0);
     }
 
-    fn on_loss(&mut self, _now: Instant, in_flight: u64, mss: u32) {
-        self.reduce(in_flight, mss);
+    fn on_loss(&mut self, _now: Instant, _in_flight: u64, mss: u32) {
+        self.reduce(mss);
         self.window = self.threshold;
     }
 
-    fn on_timeout(&mut self, _now: Instant, in_flight: u64, mss: u32, first: bool) {
+    fn on_timeout(&mut self, _now: Instant, _in_flight: u64, mss: u32, first: bool) {
         // 4.8: as Reno, but with this beta.
         if first {
-            self.reduce(in_flight, mss);
+            self.reduce(mss);
         }
         self.window = u64::from(mss);
         self.epoch = None;

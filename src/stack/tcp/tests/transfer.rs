@@ -402,3 +402,35 @@ fn same_seed_same_bytes() {
     };
     assert!(run() == run());
 }
+
+#[test]
+fn a_lost_tail_is_probed_for() {
+    let mut net = Net::listening(Pipe::default());
+    let (client, server) = net.pair();
+    let threshold = |net: &mut Net| net.info(CLIENT, client).ssthresh;
+    let before = threshold(&mut net);
+    net.socket(CLIENT, client).outgoing = pattern(10_000, 1);
+    // The seventh and last.
+    net.filter = Some(|segment| segment.payload.len() == 10_000 - 6 * 1448);
+    net.pump();
+    net.filter = None;
+    let start = net.now;
+    net.run_until(|net| net.ends[SERVER].programs.sockets[&server].received.len() == 10_000);
+    assert!(net.now.since(start) < Duration::from_millis(50), "{:?}", net.now.since(start));
+    assert_eq!(net.ends[CLIENT].counters.tcp_retransmits, 1);
+    net.run_for(Duration::from_millis(10));
+    assert_eq!(before, u32::MAX);
+    assert!(threshold(&mut net) < before, "the loss counts though the probe repaired it");
+
+    // A probe that wasn't needed: the ACK was late. Its D-SACK says so, and nothing shrinks.
+    let before = threshold(&mut net);
+    net.socket(CLIENT, client).outgoing = pattern(4_000, 1);
+    net.pump();
+    net.down = true;
+    net.run_for(Duration::from_millis(1));
+    net.down = false;
+    net.run_for(Duration::from_millis(1000));
+    assert_eq!(net.ends[CLIENT].counters.tcp_retransmits, 2);
+    assert_eq!(threshold(&mut net), before);
+    assert_eq!(net.info(CLIENT, client).bytes_in_flight, 0);
+}

@@ -63,8 +63,11 @@ pub(crate) struct Context<'a> {
 pub(crate) struct SegmentMeta {
     pub source: IpAddr,
     pub destination: IpAddr,
-    /// DSCP and ECN bits.
+    /// DSCP and ECN bits. Without ECN (RFC 3168) negotiated, nothing depends on them.
+    #[allow(dead_code)]
     pub tos: u8,
+    /// Nothing depends on it without a minimum TTL (RFC 5082).
+    #[allow(dead_code)]
     pub ttl: u8,
 }
 

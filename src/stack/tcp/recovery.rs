@@ -140,11 +140,6 @@ impl Scoreboard {
         self.sent.push_back(Sent { seq, sent_at: now, len, flags: 0 });
     }
 
-    /// When the oldest outstanding segment was sent last.
-    pub fn oldest_sent_at(&self) -> Option<Instant> {
-        self.sent.front().map(|sent| sent.sent_at)
-    }
-
     /// Takes a cumulative acknowledgment up to `ack`, which is beyond what was acknowledged before.
     /// `least` is the shortest round trip ever seen.
     pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32, least: Duration) -> Delivered {

@@ -92,7 +92,7 @@ impl Reassembly {
         let start = piece.offset;
         let end = start + piece.data.len();
         // RFC 791 3.2, RFC 8200 4.5: all but the last are multiples of 8; nothing is longer than an IP packet.
-        if piece.data.is_empty() || end > MAX_LENGTH || (piece.more && piece.data.len() % 8 != 0) {
+        if piece.data.is_empty() || end > MAX_LENGTH || (piece.more && !piece.data.len().is_multiple_of(8)) {
             return Outcome::Dropped;
         }
         if !self.partials.contains_key(&key) {

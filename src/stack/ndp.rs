@@ -197,10 +197,10 @@ impl Stack {
         let (crate::ip::UDP, Some(ports)) = (packet.protocol, packet.payload.first_chunk::<4>()) else { return };
         let local = SocketAddr::new(packet.source, u16::from_be_bytes([ports[0], ports[1]]));
         let remote = SocketAddr::new(packet.destination, u16::from_be_bytes([ports[2], ports[3]]));
-        if let Some(id) = self.udp.find(local, remote) {
-            if self.udp.get(id).is_ok_and(|s| s.connected.is_some()) {
-                self.udp.note_error(id, error);
-            }
+        if let Some(id) = self.udp.find(local, remote)
+            && self.udp.get(id).is_ok_and(|s| s.connected.is_some())
+        {
+            self.udp.note_error(id, error);
         }
     }
 }

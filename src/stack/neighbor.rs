@@ -209,10 +209,10 @@ impl Neighbors {
         };
         e.state = new;
         let pending = core::mem::take(&mut e.pending);
-        if let State::Incomplete { next, .. } | State::Probe { next, .. } = old {
-            if new != old {
-                self.timers.remove(&(next, address));
-            }
+        if let State::Incomplete { next, .. } | State::Probe { next, .. } = old
+            && new != old
+        {
+            self.timers.remove(&(next, address));
         }
         if old.mac() != new.mac() {
             self.epoch = self.epoch.wrapping_add(1);

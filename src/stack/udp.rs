@@ -219,11 +219,11 @@ impl Udp {
     }
 
     pub fn set_ready(&mut self, id: SocketId) {
-        if let Some(s) = self.get_mut(id) {
-            if !s.ready {
-                s.ready = true;
-                self.ready.push_back(id);
-            }
+        if let Some(s) = self.get_mut(id)
+            && !s.ready
+        {
+            s.ready = true;
+            self.ready.push_back(id);
         }
     }
 

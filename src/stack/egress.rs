@@ -136,7 +136,9 @@ impl Stack {
             let Reply { source, destination, protocol, tos, ttl, payload } = packet;
             let header = Header { source, destination, protocol, tos, ttl };
             let d = Datagram { header, group: false, loopback: true, original: &[] };
-            self.deliver(now, &d, &payload, host, Unknown::Answer);
+            let unknown = if self.shared { Unknown::Report } else { Unknown::Answer };
+            let verdict = self.deliver(now, &d, &payload, host, unknown);
+            self.keep_stray(&header, &payload, verdict);
             return Step::Progress;
         }
         if let Some(packet) = self.released.pop_front().or_else(|| self.outbox.pop()) {

@@ -5,7 +5,7 @@ use crate::ip::{self, Datagram, Header, ICMP, ICMPV6, TCP, UDP};
 use crate::outbox::Reply;
 use crate::stack::context;
 use crate::tcp::IcmpError;
-use crate::{Error, Host, Instant, Stack};
+use crate::{Error, Host, Instant, Stack, Unknown, Verdict};
 use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -113,24 +113,31 @@ enum Meaning {
 
 impl Stack {
     /// Takes an ICMP message of the datagram's family.
-    pub(crate) fn handle_icmp(&mut self, now: Instant, d: &Datagram<'_>, message: &[u8], host: &mut dyn Host) {
+    pub(crate) fn handle_icmp(
+        &mut self,
+        now: Instant,
+        d: &Datagram<'_>,
+        message: &[u8],
+        host: &mut dyn Host,
+        unknown: Unknown,
+    ) -> Verdict {
         self.counters.icmp_in += 1;
         if message.len() < 8 {
-            self.malformed();
-            return;
+            return self.malformed();
         }
         let Header { source, destination, .. } = d.header;
         if self.config.checksums && !d.loopback && !sums_up(source, destination, message) {
             self.counters.drop_checksum += 1;
-            return;
+            return Verdict::Handled;
         }
         let v6 = destination.is_ipv6();
         match (v6, message[0]) {
             (false, 8) | (true, 128) => self.answer_echo(d, message),
-            (false, 3 | 11 | 12) | (true, 1..=4) => self.handle_icmp_error(now, message, v6, host),
+            (false, 3 | 11 | 12) | (true, 1..=4) => return self.handle_icmp_error(now, message, v6, host, unknown),
             (true, 133..=137) => self.handle_ndp(now, d, message),
             _ => {}
         }
+        Verdict::Handled
     }
 
     fn answer_echo(&mut self, d: &Datagram<'_>, message: &[u8]) {
@@ -189,45 +196,58 @@ impl Stack {
         self.send_icmp(destination, source, 0, 0, message);
     }
 
-    fn handle_icmp_error(&mut self, now: Instant, message: &[u8], v6: bool, host: &mut dyn Host) {
+    fn handle_icmp_error(
+        &mut self,
+        now: Instant,
+        message: &[u8],
+        v6: bool,
+        host: &mut dyn Host,
+        unknown: Unknown,
+    ) -> Verdict {
         let meaning = if v6 { meaning_v6(message) } else { meaning_v4(message) };
-        let Some(quote) = parse_quote(&message[8..], v6) else {
-            self.malformed();
-            return;
-        };
+        let Some(quote) = parse_quote(&message[8..], v6) else { return self.malformed() };
         // Only what we can have sent.
-        if !self.routes.is_local(quote.local.ip()) {
-            return;
+        if !self.routes.is_local(quote.local.ip()) || matches!(meaning, Meaning::Nothing) {
+            return Verdict::Handled;
         }
-        match (quote.protocol, meaning) {
-            (_, Meaning::Nothing) => {}
-            (TCP, meaning) => {
+        let known = match quote.protocol {
+            TCP => {
                 let error = match meaning {
                     Meaning::TooBig(mtu) => IcmpError::TooBig { mtu },
                     Meaning::Unreachable(error) => IcmpError::Unreachable(error),
-                    Meaning::Nothing => return,
+                    Meaning::Nothing => return Verdict::Handled,
                 };
-                self.tcp.handle_icmp(context!(self, now, host), quote.local, quote.remote, quote.sequence, error);
+                self.tcp.handle_icmp(context!(self, now, host), quote.local, quote.remote, quote.sequence, error)
             }
-            (UDP, meaning) => {
-                let Some(id) = self.udp.find(quote.local, quote.remote) else { return };
-                match meaning {
-                    Meaning::TooBig(mtu) => {
-                        let least = if v6 { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
-                        let mtu = (mtu as usize).max(least);
-                        if mtu < self.config.mtu {
-                            self.path_mtus.note(now, quote.remote.ip(), mtu);
-                        }
-                    }
-                    // As Linux without IP_RECVERR: only a connected socket can tell what the error is about.
-                    Meaning::Unreachable(error) if self.udp.get(id).is_ok_and(|s| s.connected.is_some()) => {
-                        self.udp.note_error(id, error);
-                    }
-                    _ => {}
+            UDP => self.handle_udp_error(now, &quote, &meaning),
+            _ => true,
+        };
+        if known || unknown == Unknown::Answer {
+            return Verdict::Handled;
+        }
+        // NICs don't spread errors by the flow that they quote.
+        self.counters.icmp_in -= 1;
+        ip::elsewhere_flow(quote.protocol, quote.local, quote.remote)
+    }
+
+    /// False when the datagram was of no socket here.
+    fn handle_udp_error(&mut self, now: Instant, quote: &Quote, meaning: &Meaning) -> bool {
+        let Some(id) = self.udp.find(quote.local, quote.remote) else { return false };
+        match *meaning {
+            Meaning::TooBig(mtu) => {
+                let least = if quote.local.is_ipv6() { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
+                let mtu = (mtu as usize).max(least);
+                if mtu < self.config.mtu {
+                    self.path_mtus.note(now, quote.remote.ip(), mtu);
                 }
+            }
+            // As Linux without IP_RECVERR: only a connected socket can tell what the error is about.
+            Meaning::Unreachable(error) if self.udp.get(id).is_ok_and(|s| s.connected.is_some()) => {
+                self.udp.note_error(id, error);
             }
             _ => {}
         }
+        true
     }
 }
 

@@ -9,7 +9,6 @@ use crate::fragment::{Key, Outcome, Piece, Whole};
 use crate::stack::context;
 use crate::tcp::{SegmentMeta, Verdict as TcpVerdict};
 use crate::{Host, Instant, Stack, Unknown, Verdict, icmp};
-use alloc::vec;
 use core::net::{IpAddr, SocketAddr};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
 
@@ -345,16 +344,7 @@ impl Stack {
         }
         let d = Datagram { header, group, loopback: false, original: &[] };
         let verdict = self.deliver(now, &d, payload, host, unknown);
-        if verdict != Verdict::Handled {
-            let start = ethernet::HEADER + header_len(header.destination, false);
-            let mut frame = vec![0; start];
-            let kind = if header.destination.is_ipv4() { Kind::Ipv4 } else { Kind::Ipv6 };
-            ethernet::emit(&mut frame, [0; 6], self.config.mac, kind);
-            emit_header(&mut frame[ethernet::HEADER..], &header, payload.len(), None, None);
-            frame.extend_from_slice(payload);
-            self.reassembled = Some(frame);
-        }
-        verdict
+        self.keep_stray(&d.header, payload, verdict)
     }
 
     /// Gives up datagrams whose fragments did not all come in time.
@@ -385,14 +375,8 @@ impl Stack {
         match d.header.protocol {
             TCP => self.handle_tcp(now, d, payload, host, unknown),
             UDP => self.handle_udp(now, d, payload, host, unknown),
-            ICMP if d.header.destination.is_ipv4() => {
-                self.handle_icmp(now, d, payload, host);
-                Verdict::Handled
-            }
-            ICMPV6 if d.header.destination.is_ipv6() => {
-                self.handle_icmp(now, d, payload, host);
-                Verdict::Handled
-            }
+            ICMP if d.header.destination.is_ipv4() => self.handle_icmp(now, d, payload, host, unknown),
+            ICMPV6 if d.header.destination.is_ipv6() => self.handle_icmp(now, d, payload, host, unknown),
             NO_NEXT_HEADER => Verdict::Handled,
             _ => {
                 self.icmp_error(now, d, payload, icmp::Report::ProtocolUnreachable);
@@ -435,6 +419,11 @@ pub(crate) fn elsewhere(protocol: u8, d: &Datagram<'_>, segment: &[u8]) -> Verdi
     let port = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
     let remote = SocketAddr::new(d.header.source, port(0));
     let local = SocketAddr::new(d.header.destination, port(2));
+    elsewhere_flow(protocol, local, remote)
+}
+
+/// The verdict for something of a flow that no one here knows.
+pub(crate) fn elsewhere_flow(protocol: u8, local: SocketAddr, remote: SocketAddr) -> Verdict {
     let mut hash = 0x811c_9dc5_u32;
     for side in [remote, local] {
         let address = match side.ip() {

@@ -40,6 +40,7 @@ mod route;
 mod rss;
 mod siphash;
 mod stack;
+mod stray;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -49,4 +50,5 @@ mod wheel;
 
 pub use api::*;
 pub use stack::{Stack, Unknown, Verdict};
+pub use stray::Stray;
 pub use time::Instant;

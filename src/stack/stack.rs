@@ -11,8 +11,8 @@ use crate::siphash::{Rng, SipKey};
 use crate::tcp::Tcp;
 use crate::udp::Udp;
 use crate::{
-    Counters, Error, Event, Host, Instant, ListenAddress, NeighborMode, NeighborUpdate, SocketId, StackConfig, Stream,
-    TcpInfo, TcpOptions, Token,
+    Counters, Error, Event, Host, Instant, ListenAddress, NeighborMode, NeighborUpdate, SocketId, StackConfig, Stray,
+    Stream, TcpInfo, TcpOptions, Token,
 };
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -79,8 +79,9 @@ pub struct Stack {
     pub(crate) udp_first: bool,
     /// The last poll_frame stopped before everything was done.
     pub(crate) unfinished: bool,
-    /// What [`Self::take_reassembled`] gives.
-    pub(crate) reassembled: Option<Vec<u8>>,
+    /// There are other shards.
+    pub(crate) shared: bool,
+    pub(crate) strays: VecDeque<Stray>,
     /// The newest time that was handed in.
     pub(crate) now: Instant,
 }
@@ -132,7 +133,8 @@ impl Stack {
             scratch: vec![0; usize::from(u16::MAX)],
             udp_first: false,
             unfinished: false,
-            reassembled: None,
+            shared: false,
+            strays: VecDeque::new(),
             now: Instant::ZERO,
             config,
         };
@@ -153,12 +155,6 @@ impl Stack {
         let mut counters = self.counters;
         counters.drop_queue_full += self.outbox.dropped;
         counters
-    }
-
-    /// After [`Verdict::Elsewhere`]: the frame to hand over instead of the one that came, when that was only the last
-    /// fragment of a datagram. It may be longer than the MTU.
-    pub const fn take_reassembled(&mut self) -> Option<Vec<u8>> {
-        self.reassembled.take()
     }
 
     /// Whether [`Self::poll_frame`] may give something.

@@ -260,6 +260,7 @@ impl Tcp {
     }
 
     /// Takes an ICMP error that quotes a segment of ours, from `local` to `remote`, with this sequence number.
+    /// False when there is no such connection here.
     pub fn handle_icmp(
         &mut self,
         cx: &mut Context<'_>,
@@ -267,14 +268,14 @@ impl Tcp {
         remote: SocketAddr,
         sequence: u32,
         error: IcmpError,
-    ) {
+    ) -> bool {
         let key = FlowKey::new(local, remote);
-        let Some(FlowRef::Connection(index)) = self.find(&key, key.hash(self.secrets.flow)) else { return };
-        let Some(connection) = self.connections.get_mut(index) else { return };
+        let Some(FlowRef::Connection(index)) = self.find(&key, key.hash(self.secrets.flow)) else { return false };
+        let Some(connection) = self.connections.get_mut(index) else { return false };
         // RFC 5927 4.1: the quoted segment must be in flight.
         let position = connection.send_position(sequence);
         if position < connection.una || position >= connection.nxt {
-            return;
+            return true;
         }
         match error {
             // RFC 5461 4.1: before a connection is there, believe it; afterwards it is only remembered.
@@ -288,6 +289,7 @@ impl Tcp {
             }
         }
         self.settle(cx.now, index);
+        true
     }
 
     /// Does what is due. To be called when [`Self::next_deadline`] has come.

@@ -301,9 +301,58 @@ fn another_shard_is_told_and_nothing_is_done() {
     for f in &frames {
         last = b.stack.handle_frame(now, f, &mut b.memory, Unknown::Report);
     }
-    assert!(matches!(last, Verdict::Elsewhere { protocol: 17, local_port: 82, .. }), "{last:?}");
-    let whole = b.stack.take_reassembled().unwrap();
+    assert_eq!(last, Verdict::Handled);
+    let stray = b.stack.poll_stray().unwrap();
+    assert_eq!((stray.protocol, stray.local_port), (17, 82));
     b.stack.udp_open(Token(3), at_any(82), false).unwrap();
-    assert_eq!(b.stack.handle_frame(now, &whole, &mut b.memory, Unknown::Report), Verdict::Handled);
+    assert_eq!(b.stack.handle_stray(now, &stray.frame, &mut b.memory, Unknown::Report), Verdict::Handled);
     assert_eq!(b.memory.datagrams[0].2, [7; 3000]);
+    // Such a frame from a wire is nobody's.
+    let dropped = b.stack.counters().drop_not_ours;
+    assert_eq!(b.stack.handle_frame(now, &stray.frame, &mut b.memory, Unknown::Report), Verdict::Handled);
+    assert_eq!((b.stack.counters().drop_not_ours, b.memory.datagrams.len()), (dropped + 1, 1));
+}
+
+/// Two shards with the same addresses: a client on one, a server on the other, and no wire.
+#[test]
+fn loopback_goes_from_shard_to_shard() {
+    for remote in ["10.0.0.1:80", "127.0.0.1:80", "[::1]:80"] {
+        let mut shards = [Node::new(config(A)), Node::new(config(A))];
+        let now = Instant::from_millis(1000);
+        for s in &mut shards {
+            s.stack.set_shared(true);
+            s.frames(now);
+        }
+        let [client, server] = &mut shards;
+        server.stack.tcp_listen(Token(3), at_any(80), 16, CAPACITY, TcpOptions::default(), false).unwrap();
+        let udp = server.stack.udp_open(Token(4), at_any(80), false).unwrap();
+        client.memory.sending.insert(1, vec![0x42; 3000]);
+        let options = TcpOptions::default();
+        let (id, _) =
+            client.stack.tcp_connect(now, Token(1), None, at(remote), stream(1), options, &mut client.memory).unwrap();
+        client.stack.tcp_send(now, id, 3000).unwrap();
+        let from = client.stack.udp_open(Token(2), at_any(0), false).unwrap();
+        client.stack.udp_set_peer(from, Some(at(remote)), &mut client.memory).unwrap();
+        client.send(from, Token(2), at(remote), vec![7; 10_000]);
+        let exchange = |shards: &mut [Node; 2]| {
+            for n in [A, B, A, B, A, B, A, B, A, B] {
+                assert!(shards[n].frames(now).is_empty());
+                while let Some(stray) = shards[n].stack.poll_stray() {
+                    let to = &mut shards[1 - n];
+                    to.stack.handle_stray(now, &stray.frame, &mut to.memory, Unknown::Answer);
+                }
+            }
+        };
+        exchange(&mut shards);
+        assert_eq!(shards[B].memory.received[&1001], [0x42; 3000], "{remote}");
+        assert_eq!(shards[B].memory.datagrams[0].2, [7; 10_000]);
+        // A closed port is refused across shards, too.
+        shards[B].stack.udp_close(udp);
+        shards[A].send(from, Token(2), at(remote), vec![]);
+        exchange(&mut shards);
+        assert!(
+            shards[A].events.contains(&Event::DatagramError { token: Token(2), error: Error::Refused }),
+            "{remote}"
+        );
+    }
 }

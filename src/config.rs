@@ -1,82 +1,66 @@
-//! The configuration: a TOML file (or an old `nuse.conf`) in, a [`Config`] that can't be wrong out.
+//! The configuration: TOML text into values that can't be wrong.
 //!
-//! ```text
-//!  file ─▶ is it nuse.conf? ─ yes ─▶ config/nuse.rs ─┐
-//!              │ no                                  ▼
-//!              └─▶ config/toml.rs ─▶ config/check.rs (what no single key can say) ─▶ Config
-//!                       │                            │
-//!                       └────────── ConfigError ◀────┘   file:line:column: key: what is wrong; what would be right
-//! ```
-//!
-//! One key of the file is one field here; `docs/CONFIG.md` lists them, and `sidestep check FILE` prints the effective
-//! values. Whoever holds a `Config` needs no check of its own, except for what only the machine knows (does the
-//! interface exist, has it so many queues).
+//! One key is one field here; `config/*.toml` show them all. An old `nuse.conf` is read too ([`nuse`]). Whatever is
+//! wrong is reported with file, line, key, and what would be right.
 
-mod error;
+mod file;
+mod nuse;
+mod values;
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use sidestep_shm::wire::RouteRule;
 use sidestep_stack::{InterfaceAddress, Limits, Mac, Route, StaticNeighbor, TcpConfig};
 
-pub use error::ConfigError;
-
-/// Control socket of an engine that was told no other. `sidestep run` picks a private abstract one instead.
-pub const DEFAULT_CONTROL: &str = "/run/sidestep/engine.sock";
+pub use crate::xdp::{AttachMode, ZeroCopy};
 
 /// Everything an engine is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub engine: Engine,
-    /// Exactly one for now; a file with more is refused.
+    pub engine: EngineSection,
+    /// One, as yet: `parse` refuses more.
     pub interfaces: Vec<Interface>,
     pub programs: Programs,
     pub tcp: Tcp,
 }
 
 /// `[engine]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Engine {
-    /// Control socket: a path, or '@' and a name in the abstract namespace. None: [`DEFAULT_CONTROL`] for `up`, a
-    /// private one for `run`.
+#[derive(Clone, Debug)]
+pub struct EngineSection {
+    /// Control socket; a leading '@' means the abstract namespace.
     pub control: Option<String>,
-    /// Seed of everything random (initial sequence numbers, ports). None: the kernel's random numbers. For
-    /// experiments only: who knows the seed can guess sequence numbers.
+    /// For reproducible runs only: ISNs and ports become guessable.
     pub seed: Option<u64>,
-    /// An engine that has not turned its loop for this long hands its traffic back to the kernel.
+    /// An engine that shows no life for this long loses the traffic to the kernel.
     pub heartbeat_timeout: Duration,
 }
 
 /// `[[interface]]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Interface {
-    /// Name of the network device; for `pipe` a Unix socket path.
     pub name: String,
     pub backend: Backend,
-    /// Queue numbers, ascending, no two the same, at least one. One shard each.
+    /// Hardware queues; a shard for each.
     pub queues: Vec<u32>,
-    /// CPU for the shard of the queue at the same index; empty: not pinned.
+    /// One a queue, or none: not pinned.
     pub cores: Vec<usize>,
-    /// Addresses of the stack, at least one.
     pub addresses: Vec<InterfaceAddress>,
     pub routes: Vec<Route>,
     pub neighbors: Vec<StaticNeighbor>,
-    /// Largest IP packet in bytes, 1,280 to 9,000. None: the device's.
+    /// None: the device's.
     pub mtu: Option<usize>,
-    /// Ethernet address. None: the device's (`pipe`: made from the name).
+    /// None: the device's, or made up.
     pub mac: Option<Mac>,
     pub sharing: Sharing,
-    /// First and last of each range that always stays with the kernel, in [`Sharing::Shared`].
+    /// First and last, inclusive.
     pub kernel_ports: Vec<(u16, u16)>,
-    /// First and last source port of outgoing connections, split evenly among the shards.
     pub ephemeral_ports: (u16, u16),
     pub poll: Poll,
-    /// [`Poll::Adaptive`]: how long a shard with nothing to do keeps looking before it sleeps.
+    /// How long an adaptive shard looks before it sleeps.
     pub spin: Duration,
-    pub attach: Attach,
+    pub attach: AttachMode,
     pub zero_copy: ZeroCopy,
-    /// Let the kernel poll the device inside our system calls (SO_PREFER_BUSY_POLL).
     pub busy_poll: bool,
     pub rings: Rings,
 }
@@ -90,83 +74,49 @@ pub enum Backend {
     Pipe,
 }
 
-/// Whose addresses the interface's are.
+/// Whose the addresses are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// The stack's alone: it answers ARP, NDP and ping for them.
+    /// The engine's alone: it answers ARP, NDP and ping.
     Own,
-    /// The kernel has them too: only the ports of listeners and the ephemeral range come to the stack.
+    /// The machine's: only listening ports and the ephemeral range are the engine's.
     Shared,
 }
 
-/// What a shard does when there is nothing to do.
+/// How a shard waits for work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poll {
-    /// Look again at once: lowest latency, one whole core.
     Busy,
-    /// Look for [`Interface::spin`], then sleep until a frame, a program or a timer.
     Adaptive,
-    /// Sleep at once.
     Interrupt,
 }
 
-/// How the XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attach {
-    /// In the driver; where it can't, generic, with a warning.
-    Auto,
-    Native,
-    Generic,
-}
-
-/// Whether the NIC reads and writes our frames itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ZeroCopy {
-    /// Where the driver can.
-    Auto,
-    /// Fail where it can't.
-    Require,
-    Never,
-}
-
-/// Sizes of the AF_XDP rings of one queue, in entries, and of its frame memory.
+/// Ring sizes, in entries; `frame_bytes` in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rings {
     pub fill: u32,
     pub rx: u32,
     pub tx: u32,
     pub completion: u32,
-    /// Frames of the queue's memory (UMEM): at least `fill + tx`, so that neither direction starves the other.
     pub frames: u32,
-    /// 2,048 or 4,096.
     pub frame_bytes: u32,
 }
 
-impl Default for Rings {
-    fn default() -> Self {
-        Self { fill: 4096, rx: 2048, tx: 2048, completion: 2048, frames: 16_384, frame_bytes: 2048 }
-    }
-}
-
-/// `[programs]`: what each group of programs (a program and what it forks) gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `[programs]`
+#[derive(Clone, Debug)]
 pub struct Programs {
-    /// Sockets that one group opens itself.
+    /// Sockets that the programs of one group open themselves, at most.
     pub sockets: u32,
-    /// Accepted connections of one group on each shard.
+    /// Accepted connections of one group on one shard, at most.
     pub connections: u32,
-    /// Receive and transmit buffer of each socket, in bytes, a power of two.
+    /// Bytes of a socket's receive and transmit ring.
     pub rx_buffer: u32,
     pub tx_buffer: u32,
     /// How long a waiting call looks before it sleeps.
     pub spin: Duration,
     pub loopback: Loopback,
-    /// Destinations that programs reach through the kernel although the stack has a route.
-    pub kernel_destinations: Vec<Cidr>,
-    /// Groups at once.
-    pub groups: u32,
-    /// Processes of one group at once.
-    pub processes: u32,
+    /// Destinations that the kernel's sockets serve: address and prefix length.
+    pub kernel_destinations: Vec<(IpAddr, u8)>,
 }
 
 /// Who serves 127.0.0.0/8 and ::1.
@@ -176,30 +126,61 @@ pub enum Loopback {
     Stack,
 }
 
-/// An address range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    pub network: IpAddr,
-    /// 0 to 32 or 0 to 128.
-    pub prefix_bits: u8,
+/// `[tcp]`
+#[derive(Clone, Debug, Default)]
+pub struct Tcp {
+    pub stack: TcpConfig,
+    /// None: by the number of connections.
+    pub half_open: Option<usize>,
+    pub time_wait_records: Option<usize>,
 }
 
-impl Cidr {
-    /// The rule that tells programs who serves this range.
+/// What is wrong with a configuration. Displays as `FILE:LINE:COLUMN: KEY: what; what would be right`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}{}: {what}", position.map_or_else(String::new, |(line, column)| format!(":{line}:{column}")))]
+pub struct ConfigError {
+    pub file: String,
+    /// Line and column, from 1.
+    pub position: Option<(usize, usize)>,
+    pub what: String,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// What is wrong and where.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
+            file: file.clone(),
+            position: None,
+            what: format!("can't read the configuration: {e}; see config/ for examples"),
+        })?;
+        Self::parse(&text, &file)
+    }
+
+    /// Checks text; `file` is its name in messages.
+    ///
+    /// # Errors
+    /// What is wrong and where.
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
+        if nuse::looks_like(text) { nuse::parse(text, file) } else { file::parse(text, file) }
+    }
+
+    /// The stack's limits that follow from the program section.
     #[must_use]
-    pub fn rule(&self, kernel: bool) -> RouteRule {
-        let (prefix, prefix_bits) = match self.network {
-            IpAddr::V4(a) => (a.to_ipv6_mapped().octets(), 96 + self.prefix_bits),
-            IpAddr::V6(a) => (a.octets(), self.prefix_bits),
-        };
-        RouteRule { prefix, prefix_bits, kernel }
+    pub fn limits(&self) -> Limits {
+        let connections = self.programs.sockets as usize + self.programs.connections as usize;
+        let defaults = Limits::default();
+        Limits {
+            connections: connections.max(1024) * 2,
+            half_open: self.tcp.half_open.unwrap_or(defaults.half_open),
+            time_wait: self.tcp.time_wait_records.unwrap_or(defaults.time_wait),
+            ..defaults
+        }
     }
 }
 
-/// `[tcp]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Tcp {
-    pub config: TcpConfig,
-    /// Per shard.
-    pub limits: Limits,
-}
+#[cfg(test)]
+mod tests;

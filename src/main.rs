@@ -1,1 +1,10 @@
-fn main() {}
+//! The command line: `sidestep up | run | ss | stats | check`. What the engine does is in the library.
+#![deny(unsafe_code)]
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,220 @@
+//! What the user types, and what comes back: one line on stderr and an exit code when something is wrong.
+
+mod check;
+mod elf;
+mod notify;
+mod preload;
+mod run;
+#[allow(unsafe_code)]
+mod signals;
+mod sockets;
+mod stats;
+mod table;
+mod up;
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use sidestep::config::Config;
+use sidestep_shm::wire::ENV_SOCKET;
+
+/// Control socket of an engine that was told no other.
+pub const DEFAULT_CONTROL: &str = "/run/sidestep/engine.sock";
+/// Where `run` looks for a configuration when it is told none.
+pub const DEFAULT_CONFIG: &str = "/etc/sidestep/sidestep.toml";
+/// Wrong use or a wrong configuration; clap's code for wrong arguments.
+pub const USAGE: u8 = 2;
+/// Something failed while running.
+pub const FAILED: u8 = 1;
+
+const EXAMPLES: &str = "\
+Examples:
+  sidestep check config/veth-lab.toml                 is this configuration right, and what does it come to?
+  sidestep up -c /etc/sidestep/sidestep.toml          an engine in the foreground; SIGTERM or Ctrl-C stops it
+  sidestep run -- nginx -g 'daemon off;'              a program on the engine that is running
+  sidestep run -c config/veth-lab.toml -- redis-server --port 6379
+                                                      a program with an engine of its own
+  sidestep ss                                         the sockets on the engine
+  sidestep stats --json                               its counters, for a program to read
+
+Exit codes: 0 done; 1 failed while running; 2 wrong use or wrong configuration. `run` gives the program's own exit
+code: 126 it can't be executed, or can't run on Sidestep; 127 not found; 128+N ended by signal N.
+SIDESTEP_LOG=debug says more on stderr (levels and filters as in RUST_LOG).";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  sidestep run -- curl http://10.0.0.1/               on the engine at /run/sidestep/engine.sock
+  sidestep run --attach /run/sidestep/lab.sock -- nginx
+  sidestep run -c config/nic-own-address.toml -- redis-server --port 6379
+  sidestep run -- sh -c 'iperf3 -s & wait'            what a program starts is on Sidestep too
+
+Without -c and --attach: the engine at $SIDESTEP_SOCKET or /run/sidestep/engine.sock if one answers there, else a
+private one by /etc/sidestep/sidestep.toml. A private engine ends when the program and all that it started have
+ended. SIDESTEP_PRELOAD names the library to load if it is not found beside this command.";
+
+/// A network stack in user space: unmodified programs over AF_XDP, beside the kernel
+#[derive(Debug, Parser)]
+#[command(name = "sidestep", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an engine in the foreground until SIGTERM or SIGINT
+    Up(up::UpArgs),
+    /// Run a program on Sidestep: on a running engine, or on one of its own
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(run::RunArgs),
+    /// List the sockets on an engine
+    Ss(Question),
+    /// Print an engine's counters
+    Stats(Question),
+    /// Check a configuration and print the effective one
+    Check(check::CheckArgs),
+}
+
+/// Which engine to ask, and how to answer.
+#[derive(Debug, Args)]
+struct Question {
+    /// Control socket of the engine [default: $SIDESTEP_SOCKET, else /run/sidestep/engine.sock]
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// An error with the exit code that it ends in.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Failure {
+    /// For what is wrong with the request, not with the machine.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self { code: USAGE, message: message.to_string() }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    /// The whole chain of causes in one line.
+    fn from(error: anyhow::Error) -> Self {
+        Self { code: FAILED, message: format!("{error:#}") }
+    }
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Up(args) => up::main(&args),
+        Command::Run(args) => run::main(&args),
+        Command::Ss(q) => sockets::main(&control_or_default(q.control), q.json),
+        Command::Stats(q) => stats::main(&control_or_default(q.control), q.json),
+        Command::Check(args) => check::main(&args),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("sidestep: {}", failure.message.replace('\n', "; "));
+        ExitCode::from(failure.code)
+    })
+}
+
+/// Reads a configuration; a wrong one is wrong use.
+fn load(path: &Path) -> Result<Config, Failure> {
+    Config::from_file(path).map_err(Failure::usage)
+}
+
+/// The engine that a tool means: the one it names, the one this process runs on, or the one of the machine.
+fn control_or_default(named: Option<String>) -> String {
+    named.or_else(environment_control).unwrap_or_else(|| DEFAULT_CONTROL.into())
+}
+
+fn environment_control() -> Option<String> {
+    std::env::var(ENV_SOCKET).ok().filter(|s| !s.is_empty())
+}
+
+/// A control socket as the engine takes it: absolute, so that it means the same after a chdir.
+fn absolute_control(name: &str) -> Result<String, Failure> {
+    if name.starts_with('@') || name.starts_with('/') {
+        return Ok(name.into());
+    }
+    let path = std::path::absolute(PathBuf::from(name)).map_err(|e| Failure::usage(format!("{name}: {e}")))?;
+    path.into_os_string().into_string().map_err(|_| Failure::usage(format!("{name}: its full path is not UTF-8")))
+}
+
+/// Writes an answer. A reader that has gone away (`sidestep ss | head`) is not an error.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("sidestep: can't write the answer: {e}");
+            ExitCode::from(FAILED)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// The log goes to stderr: stdout belongs to answers and to the program that runs.
+fn start_log(default_level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SIDESTEP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default_level));
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    // Fails only when a log was started before, which is as good.
+    let _ = log.with_target(false).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"sidestep").chain(words)).map(|c| c.command)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_program_keeps_its_own_options() {
+        for words in [&["run", "--", "nc", "-l", "--json"][..], &["run", "nc", "-l", "--json"]] {
+            let Ok(Command::Run(args)) = parse(words) else { panic!("{words:?}") };
+            assert_eq!(args.program, ["nc", "-l", "--json"]);
+        }
+        let Ok(Command::Run(args)) = parse(&["run", "-c", "a.toml", "--", "x"]) else { panic!() };
+        assert_eq!((args.config, args.program), (Some("a.toml".into()), vec!["x".into()]));
+    }
+
+    #[test]
+    fn wrong_use_is_refused() {
+        for words in [
+            &["run"][..],
+            &["up"],
+            &["check"],
+            &["frobnicate"],
+            &["ss", "--what"],
+            &["run", "-c", "f", "--attach", "s", "--", "x"],
+        ] {
+            let error = parse(words).map(|_| ()).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(USAGE), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_relative_control_socket_becomes_absolute() {
+        assert_eq!(absolute_control("@x").unwrap(), "@x");
+        assert_eq!(absolute_control("/run/x").unwrap(), "/run/x");
+        assert!(absolute_control("x.sock").unwrap().starts_with('/'));
+    }
+}

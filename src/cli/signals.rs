@@ -1,0 +1,116 @@
+//! Signals as messages: blocked for every thread, read from a signalfd(2), with who sent them.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// One signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    pub number: i32,
+    /// Process id of the sender; 0 for the kernel.
+    pub sender: u32,
+    /// Sent with kill(2) or the like to this process. False: by the kernel, as a terminal does to its whole
+    /// foreground group.
+    pub deliberate: bool,
+}
+
+/// Blocked signals and their queue. Dropping it makes the signals do what they usually do again.
+pub struct Signals {
+    fd: OwnedFd,
+    before: libc::sigset_t,
+}
+
+impl Signals {
+    /// Blocks `numbers` for this thread and all it will start. Programs started by `std::process::Command` are not
+    /// concerned: it empties the mask.
+    ///
+    /// # Errors
+    /// What sigprocmask(2) and signalfd(2) say.
+    pub fn block(numbers: &[i32]) -> io::Result<Self> {
+        let mut set = MaybeUninit::uninit();
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: sigemptyset initialises the set before it is used; pthread_sigmask writes the old set to `before`,
+        // which is read only when it succeeded.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for &number in numbers {
+                libc::sigaddset(set.as_mut_ptr(), number);
+            }
+            let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr());
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            let before = before.assume_init();
+            let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+            if fd < 0 {
+                let error = io::Error::last_os_error();
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+                return Err(error);
+            }
+            Ok(Self { fd: OwnedFd::from_raw_fd(fd), before })
+        }
+    }
+
+    /// The next one that has come, without waiting.
+    pub fn next(&self) -> Option<Received> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the kernel writes whole records only, of this size; all of it is plain numbers.
+        let info = unsafe {
+            let n = libc::read(self.fd.as_raw_fd(), info.as_mut_ptr().cast(), size);
+            if n != size as isize {
+                return None;
+            }
+            info.assume_init()
+        };
+        // sigaction(2): codes of 0 and below come from processes (SI_USER, SI_QUEUE, SI_TKILL).
+        Some(Received { number: info.ssi_signo.cast_signed(), sender: info.ssi_pid, deliberate: info.ssi_code <= 0 })
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // SAFETY: `before` is a set that pthread_sigmask gave.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// Sends a signal by number, also those that have no name in a library (real-time ones).
+///
+/// # Errors
+/// ESRCH when the process is gone, EPERM when it is somebody else's.
+pub fn send(pid: u32, number: i32) -> io::Result<()> {
+    let Some(pid) = i32::try_from(pid).ok().filter(|&p| p > 0) else {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    };
+    // SAFETY: kill(2) takes numbers only.
+    if unsafe { libc::kill(pid, number) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_comes_with_its_sender() {
+        // A thread of its own, whose mask nobody else minds, and a signal that only this thread gets.
+        let thread = std::thread::spawn(|| {
+            let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
+            assert_eq!(signals.next(), None);
+            // SAFETY: the thread names itself.
+            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            let got = signals.next().unwrap();
+            assert_eq!((got.number, got.deliberate), (libc::SIGUSR2, true));
+            assert_eq!(got.sender, std::process::id());
+            assert_eq!(signals.next(), None);
+        });
+        thread.join().unwrap();
+    }
+}

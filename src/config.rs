@@ -5,6 +5,7 @@
 
 mod file;
 mod nuse;
+mod show;
 mod values;
 
 use std::net::IpAddr;

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -36,7 +35,7 @@ pub fn main(args: &UpArgs) -> Result<ExitCode, Failure> {
     make_run_directory(config.engine.control.as_deref().unwrap_or(DEFAULT_CONTROL))?;
     // Before the first thread starts, so that every thread leaves the signals to `wait`.
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).context("block signals")?;
-    let mut notify = Notify::from_environment();
+    let notify = Notify::from_environment();
     let engine = Engine::start(&config)?;
     let _ = print(&format!("sidestep: ready, control socket {}, {}\n", engine.control(), summary(&config)));
     notify.say(&format!("READY=1\nSTATUS=Serving {}", summary(&config)));
@@ -103,6 +102,3 @@ fn make_run_directory(control: &str) -> anyhow::Result<()> {
         format!("make {folder} for the control socket (are you root? else name one with --control SOCKET)")
     })
 }
-
-/// How long a program's last bytes may take to leave, once it has ended.
-pub const FLUSH: Duration = Duration::from_secs(5);

@@ -162,7 +162,9 @@ fn supervise(
     if let Err(error) = rustix::process::set_child_subreaper(Some(own)) {
         tracing::warn!(%error, "daemons are noticed only once they have a socket");
     }
-    let child = command(engine.control())?.spawn().map_err(|e| not_started(name, &e))?;
+    let mut command = command(engine.control())?;
+    signals.spare(&mut command);
+    let child = command.spawn().map_err(|e| not_started(name, &e))?;
     let code = wait_for(child.id(), signals);
     let code = stay(&engine, signals, name).unwrap_or(code);
     flush(&engine, signals);

@@ -3,6 +3,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// One signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +24,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks `numbers` for this thread and all it will start. Programs started by `std::process::Command` are not
-    /// concerned: it empties the mask.
+    /// Blocks `numbers` for this thread and all threads and programs that it will start; see [`Self::spare`].
     ///
     /// # Errors
     /// What sigprocmask(2) and signalfd(2) say.
@@ -50,6 +51,20 @@ impl Signals {
             }
             Ok(Self { fd: OwnedFd::from_raw_fd(fd), before })
         }
+    }
+
+    /// Lets `command` start with the mask from before: a blocked signal would stay blocked through exec.
+    pub fn spare(&self, command: &mut Command) {
+        let before = self.before;
+        let restore = move || {
+            // SAFETY: `before` is a set that pthread_sigmask gave; the call only reads it.
+            match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) } {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        };
+        // SAFETY: between fork and exec the closure makes one call that signal-safety(7) allows, and no allocation.
+        unsafe { command.pre_exec(restore) };
     }
 
     /// The next one that has come, without waiting.
@@ -110,6 +125,23 @@ mod tests {
             assert_eq!((got.number, got.deliberate), (libc::SIGUSR2, true));
             assert_eq!(got.sender, std::process::id());
             assert_eq!(signals.next(), None);
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_program_starts_with_the_signals_from_before() {
+        let thread = std::thread::spawn(|| {
+            let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
+            let mut command = Command::new("grep");
+            command.args(["SigBlk", "/proc/self/status"]);
+            let blocked = |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+            let with = blocked(&mut command);
+            signals.spare(&mut command);
+            let without = blocked(&mut command);
+            let mask = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+            let bit = 1 << (libc::SIGUSR2 - 1);
+            assert_eq!((mask(&with) & bit, mask(&without) & bit), (bit, 0));
         });
         thread.join().unwrap();
     }

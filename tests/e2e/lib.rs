@@ -1,0 +1,18 @@
+//! The laboratory of Sidestep and the end-to-end tests that run in it: real programs, network namespaces, veth pairs.
+//!
+//! Below: [`cleanup`] (nothing outlives us), [`program`] (programs with bounded waits), [`lab`] (namespaces), [`files`],
+//! [`nginx`], [`load`] (HTTP requests with latencies), [`engine`] (`sidestep up` and what it says of itself),
+//! [`harness`] (runs and counts). The tests themselves are in `cases`; `cargo xtask test` runs them.
+
+mod cases;
+pub mod cleanup;
+pub mod engine;
+pub mod files;
+pub mod harness;
+pub mod hostile;
+pub mod lab;
+pub mod load;
+pub mod nginx;
+pub mod program;
+
+pub use cases::cases;

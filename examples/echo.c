@@ -3,7 +3,7 @@
  *
  *   cargo build --release -p sidestep-client
  *   cc -O2 -Wall -Iinclude examples/echo.c -o echo -Ltarget/release -lsidestep_client
- *   sidestep up -c config/veth.toml &
+ *   sidestep up -c config/veth-lab.toml &
  *   LD_LIBRARY_PATH=target/release ./echo /run/sidestep/engine.sock 10.77.0.2 7
  *
  * Or without a shared library:

@@ -1,7 +1,7 @@
 //! An echo server on a Sidestep engine, with the Rust library: one thread a connection.
 //!
 //! ```text
-//! sidestep up -c config/veth.toml &
+//! sidestep up -c config/veth-lab.toml &
 //! cargo run --release --example echo -- /run/sidestep/engine.sock 10.77.0.2:7
 //! ```
 //!

@@ -1,4 +1,5 @@
 //! The verbs against a small engine in the same process.
+#![allow(clippy::disallowed_methods, reason = "tests wait for real threads and programs")]
 
 use core::net::SocketAddr;
 use core::sync::atomic::Ordering;

@@ -47,6 +47,13 @@ impl PortTable {
         self.claims.get(&(protocol, port)).is_none_or(|claims| claims.iter().all(|old| compatible(protocol, old, new)))
     }
 
+    /// Who is in the way of `new`, for a look at whether they are still there.
+    #[must_use]
+    pub fn in_the_way(&self, protocol: Protocol, port: u16, new: &Binding) -> Vec<(u32, u32)> {
+        let claims = self.claims.get(&(protocol, port)).into_iter().flatten();
+        claims.filter(|old| !compatible(protocol, old, new)).map(|b| (b.group, b.slot)).collect()
+    }
+
     pub fn claim(&mut self, protocol: Protocol, port: u16, binding: Binding) {
         self.claims.entry((protocol, port)).or_default().push(binding);
     }

@@ -185,6 +185,10 @@ impl Control {
             tracing::warn!(port, "a program asked for a port that the configuration keeps for the kernel");
             return Err(Errno::ADDRINUSE);
         }
+        // close() goes through shared memory and may be on its way: whoever is in the way without a holder is gone.
+        for (group, slot) in self.ports.in_the_way(protocol, port, &binding) {
+            self.unheld(group, slot);
+        }
         if !self.ports.is_free(protocol, port, &binding) {
             return Err(Errno::ADDRINUSE);
         }

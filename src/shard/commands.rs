@@ -214,10 +214,17 @@ impl Apps {
         if wants & request::ABORT != 0 {
             let _ = stack.tcp_abort(now, id);
         }
+        let news = wants & !s.requests & (request::FINISH | request::STOP_READING);
+        s.requests |= wants;
         if held {
             s.queued = None;
         } else if !s.orphan {
             self.let_go(stack, now, shared, index);
+        }
+        if news != 0 {
+            // Threads that wait on the other end of a shutdown.
+            let slot = self.get(index).map_or(u32::MAX, |s| s.slot);
+            self.notify(group.index, slot);
         }
     }
 

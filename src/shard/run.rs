@@ -71,6 +71,8 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         heartbeat: Box<dyn FnMut(Instant) + Send>,
     ) -> Self {
         let apps = Apps::new(number, notices);
+        let mut stack = stack;
+        stack.set_shared(mailboxes.len() > 1);
         let counters = LoopCounters::default();
         Self {
             number,
@@ -101,9 +103,9 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         // Programs first: they may start while the frames leave.
         self.apps.deliver(&mut self.stack, now);
         let sent = self.send(now);
-        if sent > 0 {
-            self.apps.deliver(&mut self.stack, now);
-        }
+        // Packets from us to us are handled while sending.
+        self.apps.deliver(&mut self.stack, now);
+        self.hand_over_strays();
 
         let turn = Turn { received, handed, commands, sent };
         self.counters.turns += 1;
@@ -123,6 +125,14 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         let mut handed_over = 0;
         let received = self.port.receive(RX_BUDGET, |frame| {
             let unknown = if alone { Unknown::Answer } else { Unknown::Report };
+            if !alone && is_neighbor_answer(frame) {
+                // The answer comes to whichever queue the NIC likes; the question may have been another shard's.
+                for (other, mailbox) in mailboxes.iter().enumerate() {
+                    if other != number as usize {
+                        mailbox.hand_over(Foreign { frame: (&*frame).into(), hops_left: 1 });
+                    }
+                }
+            }
             if let Verdict::Elsewhere { protocol, local_port, .. } = stack.handle_frame(now, frame, apps, unknown) {
                 handed_over += 1;
                 let to = next_shard(number, mailboxes.len() as u32, protocol, local_port);
@@ -143,7 +153,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         {
             taken += 1;
             let unknown = if foreign.hops_left <= 1 { Unknown::Answer } else { Unknown::Report };
-            if let Verdict::Elsewhere { .. } = self.stack.handle_frame(now, &foreign.frame, &mut self.apps, unknown) {
+            if let Verdict::Elsewhere { .. } = self.stack.handle_stray(now, &foreign.frame, &mut self.apps, unknown) {
                 foreign.hops_left -= 1;
                 let to = (self.number + 1) % self.mailboxes.len() as u32;
                 self.mailboxes[to as usize].hand_over(foreign);
@@ -151,6 +161,16 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         }
         self.counters.handed_in += taken as u64;
         taken
+    }
+
+    /// Packets that came into being here (loopback, whole datagrams out of fragments) and belong to another shard.
+    fn hand_over_strays(&mut self) {
+        while let Some(stray) = self.stack.poll_stray() {
+            self.counters.handed_over += 1;
+            let shards = self.mailboxes.len() as u32;
+            let to = next_shard(self.number, shards, stray.protocol, stray.local_port);
+            self.mailboxes[to as usize].hand_over(Foreign { frame: stray.frame.into(), hops_left: shards - 1 });
+        }
     }
 
     fn send(&mut self, now: Instant) -> usize {
@@ -174,6 +194,15 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                 self.apps.beat(now);
             }
         }
+    }
+}
+
+/// An ARP reply (RFC 826) or a neighbour advertisement (RFC 4861), untagged and without extension headers.
+fn is_neighbor_answer(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x06]) => frame.get(20..22) == Some(&[0, 2]),
+        Some([0x86, 0xdd]) => frame.get(20) == Some(&58) && frame.get(54) == Some(&136),
+        _ => false,
     }
 }
 

@@ -1,4 +1,5 @@
 //! Servers and load generators, unmodified, on the preload library, against an engine without a network.
+#![allow(clippy::disallowed_methods, reason = "tests wait for real threads and programs")]
 
 #[allow(dead_code, reason = "each test uses its part")]
 mod loopback;

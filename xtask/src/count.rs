@@ -21,8 +21,10 @@ pub struct Count {
     pub skipped: Vec<(String, String)>,
     /// Names seen since the last `test result:` line.
     open: Vec<(String, Outcome)>,
-    /// Before the names of the binary that runs now.
+    /// Before the names of what runs now.
     prefix: String,
+    /// Failures before that began.
+    failed_before: usize,
 }
 
 impl Count {
@@ -35,9 +37,10 @@ impl Count {
         }
     }
 
-    /// The names that follow belong to `prefix`.
+    /// A run of test binaries begins; its names get `prefix`.
     pub fn begin(&mut self, prefix: &str) {
         prefix.clone_into(&mut self.prefix);
+        self.failed_before = self.failed.len();
     }
 
     /// Takes one line of output.
@@ -53,13 +56,12 @@ impl Count {
     /// Ends a run of test binaries. One that died has no summary: that is a failure, named after what ran last.
     /// `success` is the exit of the whole run.
     pub fn end(&mut self, what: &str, success: bool) {
-        let failed_before = self.failed.len();
         let torn: Vec<_> = self.open.drain(..).collect();
         let died = !torn.is_empty();
         for (name, outcome) in torn {
             self.add(&name, outcome);
         }
-        if died || (!success && self.failed.len() == failed_before && !self.named_a_failure(what)) {
+        if died || (!success && self.failed.len() == self.failed_before) {
             self.failed.push(format!("{what} (ended without a result: it did not build, or it crashed)"));
         }
     }
@@ -68,10 +70,6 @@ impl Count {
     #[must_use]
     pub fn total(&self) -> u32 {
         self.passed + self.failed.len() as u32 + self.skipped.len() as u32
-    }
-
-    fn named_a_failure(&self, what: &str) -> bool {
-        self.failed.iter().any(|name| name.starts_with(what))
     }
 
     /// Settles a binary: `ok. 12 passed; 0 failed; 1 ignored; …`.

@@ -1,4 +1,5 @@
 //! The ports on real devices: veth pairs and TAP devices in network namespaces, with the kernel at the other end.
+#![allow(clippy::disallowed_methods, reason = "tests wait for real threads and programs")]
 
 #[path = "common/netns.rs"]
 mod netns;

@@ -56,7 +56,6 @@ struct Parts<'a> {
     notices: Arc<Notices>,
     limits: Limits,
     tcp: sidestep_stack::TcpConfig,
-    loopback_in_stack: bool,
 }
 
 impl Engine {
@@ -82,7 +81,6 @@ impl Engine {
             notices: Arc::new(Notices::new()?),
             limits: config.limits(),
             tcp: config.tcp.stack,
-            loopback_in_stack: config.programs.loopback == Loopback::Stack,
         };
         let control = control_name(config);
         let shared = interface.sharing == Sharing::Shared;

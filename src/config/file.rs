@@ -31,21 +31,80 @@ fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     (line, before.iter().rev().take_while(|&&b| b != b'\n').count() + 1)
 }
 
-/// A table whose keys are taken one by one; what remains is unknown.
+const ENGINE_KEYS: &[&str] = &["control", "seed", "heartbeat_timeout"];
+const INTERFACE_KEYS: &[&str] = &[
+    "name",
+    "backend",
+    "queues",
+    "cores",
+    "addresses",
+    "routes",
+    "neighbors",
+    "mtu",
+    "mac",
+    "sharing",
+    "kernel_ports",
+    "ephemeral_ports",
+    "poll",
+    "spin",
+    "attach",
+    "zero_copy",
+    "busy_poll",
+    "rings",
+];
+const RING_KEYS: &[&str] = &["fill", "rx", "tx", "completion", "frames", "frame_bytes"];
+const PROGRAM_KEYS: &[&str] =
+    &["sockets", "connections", "rx_buffer", "tx_buffer", "spin", "loopback", "kernel_destinations"];
+const TCP_KEYS: &[&str] = &[
+    "congestion",
+    "min_rto",
+    "max_rto",
+    "delayed_ack",
+    "time_wait",
+    "fin_timeout",
+    "keepalive_idle",
+    "keepalive_interval",
+    "keepalive_probes",
+    "syn_retries",
+    "synack_retries",
+    "data_retries",
+    "timestamps",
+    "window_scaling",
+    "sack",
+    "half_open",
+    "time_wait_records",
+];
+
+/// A table with known keys only.
 struct Section<'a, 'i> {
     name: &'a str,
     table: &'a Spanned<DeTable<'i>>,
-    known: Vec<&'static str>,
+    keys: &'static [&'static str],
 }
 
 impl<'a, 'i> Section<'a, 'i> {
-    fn new(name: &'a str, table: &'a Spanned<DeTable<'i>>) -> Self {
-        Self { name, table, known: Vec::new() }
+    /// Refuses unknown keys before anything else: a key that is missing may be one that is misspelt.
+    fn new(name: &'a str, table: &'a Spanned<DeTable<'i>>, keys: &'static [&'static str]) -> Result<Self, Problem> {
+        for key in table.get_ref().keys() {
+            if !keys.contains(&key.get_ref().as_ref()) {
+                let hint = match nearest(key.get_ref(), keys) {
+                    Some(k) => format!("did you mean `{k}`?"),
+                    None => format!("known here: {}", keys.join(", ")),
+                };
+                return Err((Some(key.span()), format!("{name}.{}: no such key; {hint}", key.get_ref())));
+            }
+        }
+        Ok(Self { name, table, keys })
     }
 
-    fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
-        self.known.push(key);
+    fn value(&self, key: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
+        debug_assert!(self.keys.contains(&key), "{key} is in no list of keys");
         self.table.get_ref().get(key)
+    }
+
+    /// What is wrong with a key's value, or with its absence.
+    fn wrong(&self, key: &'static str, what: impl std::fmt::Display) -> Problem {
+        self.problem(key, self.value(key).map_or_else(|| self.table.span(), Spanned::span), what)
     }
 
     fn problem(&self, key: &str, span: Range<usize>, what: impl std::fmt::Display) -> Problem {
@@ -53,7 +112,7 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 
     /// Reads a string and makes a value of it.
-    fn text<T>(&mut self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Problem> {
+    fn text<T>(&self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Problem> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match value.get_ref().as_str() {
             Some(s) => make(s).map(Some).map_err(|e| self.problem(key, value.span(), e)),
@@ -62,12 +121,12 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 
     /// Reads a whole number within bounds.
-    fn number(&mut self, key: &'static str, least: u64, most: u64) -> Result<Option<u64>, Problem> {
+    fn number(&self, key: &'static str, least: u64, most: u64) -> Result<Option<u64>, Problem> {
         let Some(value) = self.value(key) else { return Ok(None) };
         whole(value, least, most).map(Some).map_err(|e| self.problem(key, value.span(), e))
     }
 
-    fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, Problem> {
+    fn boolean(&self, key: &'static str) -> Result<Option<bool>, Problem> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let found = value.get_ref().as_bool();
         found.map(Some).ok_or_else(|| self.problem(key, value.span(), "must be true or false"))
@@ -75,7 +134,7 @@ impl<'a, 'i> Section<'a, 'i> {
 
     /// Reads a list of whatever `make` accepts.
     fn list<T>(
-        &mut self,
+        &self,
         key: &'static str,
         make: impl Fn(&Spanned<DeValue<'i>>) -> Result<T, String>,
     ) -> Result<Vec<T>, Problem> {
@@ -87,28 +146,16 @@ impl<'a, 'i> Section<'a, 'i> {
         array.iter().map(each).collect()
     }
 
-    fn texts<T>(&mut self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Problem> {
+    fn texts<T>(&self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Problem> {
         self.list(key, |v| make(v.get_ref().as_str().ok_or("must be text in quotes")?))
-    }
-
-    /// Nothing may be left over.
-    fn finish(self) -> Result<(), Problem> {
-        for key in self.table.get_ref().keys() {
-            if !self.known.contains(&key.get_ref().as_ref()) {
-                let hint = match nearest(key.get_ref(), &self.known) {
-                    Some(k) => format!("did you mean `{k}`?"),
-                    None => format!("known here: {}", self.known.join(", ")),
-                };
-                return Err((Some(key.span()), format!("{}.{}: no such key; {hint}", self.name, key.get_ref())));
-            }
-        }
-        Ok(())
     }
 }
 
 fn whole(value: &Spanned<DeValue<'_>>, least: u64, most: u64) -> Result<u64, String> {
     let number = value.get_ref().as_integer().and_then(|i| u64::from_str_radix(i.as_str(), i.radix()).ok());
-    number.filter(|n| (least..=most).contains(n)).ok_or_else(|| format!("must be a whole number from {least} to {most}"))
+    number
+        .filter(|n| (least..=most).contains(n))
+        .ok_or_else(|| format!("must be a whole number from {least} to {most}"))
 }
 
 fn config(root: &Spanned<DeTable<'_>>) -> Result<Config, Problem> {
@@ -133,7 +180,10 @@ fn config(root: &Spanned<DeTable<'_>>) -> Result<Config, Problem> {
     let engine = engine(table("engine")?.as_ref().unwrap_or(&empty))?;
     let tcp = tcp(table("tcp")?.as_ref().unwrap_or(&empty))?;
     let Some(list) = root.get_ref().get("interface") else {
-        return Err((None, "there is no [[interface]] section; it says where frames come from (see config/veth-lab.toml)".into()));
+        return Err((
+            None,
+            "there is no [[interface]] section; it says where frames come from (see config/veth-lab.toml)".into(),
+        ));
     };
     let DeValue::Array(list_items) = list.get_ref() else {
         return Err((Some(list.span()), "interface: write [[interface]], with two brackets".into()));
@@ -144,7 +194,10 @@ fn config(root: &Spanned<DeTable<'_>>) -> Result<Config, Problem> {
             return Err((Some(item.span()), "interface: write [[interface]], with two brackets".into()));
         };
         if !interfaces.is_empty() {
-            return Err((Some(item.span()), "interface: an engine has one interface as yet; start a second engine for the other".into()));
+            return Err((
+                Some(item.span()),
+                "interface: an engine has one interface as yet; start a second engine for the other".into(),
+            ));
         }
         interfaces.push(interface(&Spanned::new(item.span(), t.clone()))?);
     }
@@ -154,7 +207,7 @@ fn config(root: &Spanned<DeTable<'_>>) -> Result<Config, Problem> {
 }
 
 fn engine(table: &Spanned<DeTable<'_>>) -> Result<EngineSection, Problem> {
-    let mut s = Section::new("engine", table);
+    let s = Section::new("engine", table, ENGINE_KEYS)?;
     let control = s.text("control", |t| {
         // sun_path of unix(7) has 108 bytes.
         let fits = !t.is_empty() && t.len() < 108 && (t.starts_with('/') || t.starts_with('@'));
@@ -163,32 +216,42 @@ fn engine(table: &Spanned<DeTable<'_>>) -> Result<EngineSection, Problem> {
     let seed = s.number("seed", 0, i64::MAX as u64)?;
     let heartbeat_timeout = s.text("heartbeat_timeout", duration)?.unwrap_or(Duration::from_secs(1));
     if heartbeat_timeout < Duration::from_millis(500) {
-        return Err((Some(table.span()), "engine.heartbeat_timeout: must be 500ms or more (a shard beats every 125 ms)".into()));
+        return Err(s.wrong("heartbeat_timeout", "must be 500ms or more (a shard beats every 125 ms)"));
     }
-    s.finish()?;
     Ok(EngineSection { control, seed, heartbeat_timeout })
 }
 
 fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
-    let mut s = Section::new("interface", table);
-    let need = |what: &str| (Some(table.span()), format!("interface.{what}"));
+    let s = Section::new("interface", table, INTERFACE_KEYS)?;
     let name = s.text("name", |t| {
         let fits = !t.is_empty() && t.len() < 16 && !t.contains(['/', ' ']);
         fits.then(|| t.to_owned()).ok_or(format!("\"{t}\" can't be an interface (1 to 15 characters; see `ip link`)"))
     })?;
-    let name = name.ok_or_else(|| need("name: is missing; say which interface, as in name = \"eth1\""))?;
+    let name = name.ok_or_else(|| s.wrong("name", "is missing; say which interface, as in name = \"eth1\""))?;
     let backend = s.text("backend", |t| {
-        choice(t, &[("af_xdp", Backend::AfXdp), ("tap", Backend::Tap), ("af_packet", Backend::AfPacket), ("pipe", Backend::Pipe)])
+        choice(
+            t,
+            &[
+                ("af_xdp", Backend::AfXdp),
+                ("tap", Backend::Tap),
+                ("af_packet", Backend::AfPacket),
+                ("pipe", Backend::Pipe),
+            ],
+        )
     })?;
-    let queues = queues(&mut s)?;
+    let queues = queues(&s)?;
     let cores: Vec<usize> = s.list("cores", |v| whole(v, 0, 1023).map(|n| n as usize))?;
     if !cores.is_empty() && cores.len() != queues.len() {
-        let what = format!("cores: {} cores for {} queues; name one core a queue, or leave the key out", cores.len(), queues.len());
-        return Err(need(&what));
+        let what =
+            format!("{} cores for {} queues; name one core a queue, or leave the key out", cores.len(), queues.len());
+        return Err(s.wrong("cores", what));
     }
-    let addresses = s.texts("addresses", |t| prefix(t).map(|(address, prefix_bits)| InterfaceAddress { address, prefix_bits }))?;
+    let addresses =
+        s.texts("addresses", |t| prefix(t).map(|(address, prefix_bits)| InterfaceAddress { address, prefix_bits }))?;
     if addresses.is_empty() {
-        return Err(need("addresses: is missing; give the engine at least one, as in addresses = [\"10.0.0.2/24\"]"));
+        return Err(
+            s.wrong("addresses", "is missing; give the engine at least one, as in addresses = [\"10.0.0.2/24\"]")
+        );
     }
     let routes = s.list("routes", route)?;
     let neighbors = s.list("neighbors", neighbor)?;
@@ -198,13 +261,16 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
     let sharing = sharing.unwrap_or(Sharing::Own);
     let backend = backend.unwrap_or(Backend::AfXdp);
     if sharing == Sharing::Shared && backend != Backend::AfXdp {
-        return Err(need("sharing: \"shared\" needs backend = \"af_xdp\": only the XDP program can divide an address by port"));
+        return Err(s.wrong(
+            "sharing",
+            "\"shared\" needs backend = \"af_xdp\": only the XDP program can divide an address by port",
+        ));
     }
     let kernel_ports = s.texts("kernel_ports", ports)?;
     let default_ports = if sharing == Sharing::Own { (49152, 65535) } else { (61000, 65535) };
     let ephemeral_ports = s.text("ephemeral_ports", ports)?.unwrap_or(default_ports);
     if usize::from(ephemeral_ports.1 - ephemeral_ports.0) + 1 < queues.len() {
-        return Err(need("ephemeral_ports: fewer ports than queues; each queue needs some"));
+        return Err(s.wrong("ephemeral_ports", "fewer ports than queues; each queue needs some"));
     }
     let poll = s.text("poll", |t| {
         choice(t, &[("busy", Poll::Busy), ("adaptive", Poll::Adaptive), ("interrupt", Poll::Interrupt)])
@@ -217,8 +283,7 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
         choice(t, &[("auto", ZeroCopy::Auto), ("require", ZeroCopy::Require), ("never", ZeroCopy::Never)])
     })?;
     let busy_poll = s.boolean("busy_poll")?.unwrap_or(false);
-    let rings = rings(&mut s)?;
-    s.finish()?;
+    let rings = rings(&s)?;
     Ok(Interface {
         name,
         backend,
@@ -242,7 +307,7 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
 }
 
 /// A count, or a list of queue numbers.
-fn queues(s: &mut Section<'_, '_>) -> Result<Vec<u32>, Problem> {
+fn queues(s: &Section<'_, '_>) -> Result<Vec<u32>, Problem> {
     let most = crate::xdp::MAX_QUEUES;
     let Some(value) = s.value("queues") else { return Ok(vec![0]) };
     if value.get_ref().as_array().is_none() {
@@ -259,7 +324,7 @@ fn queues(s: &mut Section<'_, '_>) -> Result<Vec<u32>, Problem> {
     Ok(list)
 }
 
-fn rings(s: &mut Section<'_, '_>) -> Result<Rings, Problem> {
+fn rings(s: &Section<'_, '_>) -> Result<Rings, Problem> {
     let defaults = crate::xdp::XdpOptions::default();
     let mut rings = Rings {
         fill: defaults.fill,
@@ -274,10 +339,10 @@ fn rings(s: &mut Section<'_, '_>) -> Result<Rings, Problem> {
         return Err(s.problem("rings", value.span(), "must be a table, as in rings = { rx = 1024, tx = 1024 }"));
     };
     let table = Spanned::new(value.span(), t.clone());
-    let mut r = Section::new("interface.rings", &table);
-    let mut power = |key: &'static str, field: &mut u32, least, most| match r.number(key, least, most)? {
+    let r = Section::new("interface.rings", &table, RING_KEYS)?;
+    let power = |key: &'static str, field: &mut u32, least, most| match r.number(key, least, most)? {
         Some(n) if !n.is_power_of_two() => {
-            Err((Some(value.span()), format!("interface.rings.{key}: {n} is no power of two; {} is", n.next_power_of_two())))
+            Err(r.wrong(key, format!("{n} is no power of two; {} is", n.next_power_of_two())))
         }
         Some(n) => {
             *field = n as u32;
@@ -292,10 +357,10 @@ fn rings(s: &mut Section<'_, '_>) -> Result<Rings, Problem> {
     power("frames", &mut rings.frames, 128, 1 << 20)?;
     power("frame_bytes", &mut rings.frame_bytes, 2048, 4096)?;
     if rings.frames <= rings.fill {
-        let what = format!("frames ({}) must be more than fill ({}): frames to send are needed too", rings.frames, rings.fill);
+        let what =
+            format!("frames ({}) must be more than fill ({}): frames to send are needed too", rings.frames, rings.fill);
         return Err(s.problem("rings", value.span(), what));
     }
-    r.finish()?;
     Ok(rings)
 }
 
@@ -324,16 +389,15 @@ fn neighbor(value: &Spanned<DeValue<'_>>) -> Result<StaticNeighbor, String> {
 }
 
 fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Problem> {
-    let mut s = Section::new("programs", table);
+    let s = Section::new("programs", table, PROGRAM_KEYS)?;
     let most = u64::from(sidestep_shm::layout::MAX_SLOTS);
     let sockets = s.number("sockets", 1, most)?.unwrap_or(16_384) as u32;
     let connections = s.number("connections", 1, most)?.unwrap_or(16_384) as u32;
-    let mut buffer = |key| -> Result<u32, Problem> {
+    let buffer = |key| -> Result<u32, Problem> {
         let (least, most) = (sidestep_shm::layout::MIN_RING_BYTES, sidestep_shm::layout::MAX_RING_BYTES);
         let bytes = s.number(key, least.into(), most.into())?.unwrap_or(262_144);
         if !bytes.is_power_of_two() {
-            let what = format!("programs.{key}: {bytes} is no power of two; {} is", bytes.next_power_of_two());
-            return Err((Some(table.span()), what));
+            return Err(s.wrong(key, format!("{bytes} is no power of two; {} is", bytes.next_power_of_two())));
         }
         Ok(bytes as u32)
     };
@@ -344,9 +408,8 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Probl
     // Two rules are for loopback.
     let most_rules = sidestep_shm::wire::MAX_ROUTE_RULES - 2;
     if kernel_destinations.len() > most_rules {
-        return Err((Some(table.span()), format!("programs.kernel_destinations: at most {most_rules}")));
+        return Err(s.wrong("kernel_destinations", format!("at most {most_rules}")));
     }
-    s.finish()?;
     Geometry { shards, open_slots: sockets, accept_slots: connections, rx_bytes: rx_buffer, tx_bytes: tx_buffer }
         .validate()
         .map_err(|e| (Some(table.span()), format!("programs: {e} (sockets + queues x connections)")))?;
@@ -355,7 +418,7 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Probl
 }
 
 fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
-    let mut s = Section::new("tcp", table);
+    let s = Section::new("tcp", table, TCP_KEYS)?;
     let mut tcp = Tcp::default();
     let t = &mut tcp.stack;
     if let Some(c) = s.text("congestion", |t| choice(t, &[("cubic", Congestion::Cubic), ("reno", Congestion::Reno)]))? {
@@ -392,14 +455,13 @@ fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
         }
     }
     if t.min_rto > t.max_rto || t.min_rto.is_zero() {
-        return Err((Some(table.span()), "tcp.min_rto: must be more than 0 and no more than max_rto".into()));
+        return Err(s.wrong("min_rto", "must be more than 0 and no more than max_rto"));
     }
     // RFC 1122 4.2.3.2: an ACK must not be held back for 500 ms or more.
     if t.delayed_ack >= Duration::from_millis(500) {
-        return Err((Some(table.span()), "tcp.delayed_ack: must be less than 500ms (RFC 1122)".into()));
+        return Err(s.wrong("delayed_ack", "must be less than 500ms (RFC 1122)"));
     }
     tcp.half_open = s.number("half_open", 16, 1 << 20)?.map(|n| n as usize);
     tcp.time_wait_records = s.number("time_wait_records", 16, 1 << 24)?.map(|n| n as usize);
-    s.finish()?;
     Ok(tcp)
 }

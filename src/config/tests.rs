@@ -87,6 +87,14 @@ fn every_key_arrives() {
 
 #[test]
 fn a_complaint_says_where_what_and_what_would_be_right() {
+    assert_eq!(
+        complaint("mtu = 1500\nqueuse = 2"),
+        "f.toml:5:1: interface.queuse: no such key; did you mean `queues`?"
+    );
+    assert_eq!(
+        complaint("[tcp]\nmin_rto = \"200s\""),
+        "f.toml:5:11: tcp.min_rto: must be more than 0 and no more than max_rto"
+    );
     assert_eq!(complaint("queuse = 2"), "f.toml:4:1: interface.queuse: no such key; did you mean `queues`?");
     let said = complaint("queues = 0");
     assert!(said.starts_with("f.toml:4:10: interface.queues: must be a whole number from 1 to 64"), "{said}");

@@ -19,7 +19,8 @@ pub fn prefix(text: &str) -> Result<(IpAddr, u8), String> {
 pub fn destination(text: &str, gateway: Option<IpAddr>) -> Result<(IpAddr, u8), String> {
     if text == "default" {
         let v6 = gateway.is_some_and(|g| g.is_ipv6());
-        let any: IpAddr = if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+        let any: IpAddr =
+            if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
         return Ok((any, 0));
     }
     prefix(text)
@@ -31,8 +32,10 @@ pub fn address(text: &str) -> Result<IpAddr, String> {
 
 /// "02:00:00:00:00:01"
 pub fn mac(text: &str) -> Result<Mac, String> {
-    let right = || format!("\"{text}\" is no Ethernet address; write six hexadecimal bytes, as in \"02:00:00:00:00:01\"");
-    let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16)).collect::<Result<_, _>>().map_err(|_| right())?;
+    let right =
+        || format!("\"{text}\" is no Ethernet address; write six hexadecimal bytes, as in \"02:00:00:00:00:01\"");
+    let bytes: Vec<u8> =
+        text.split(':').map(|b| u8::from_str_radix(b, 16)).collect::<Result<_, _>>().map_err(|_| right())?;
     let mac: Mac = bytes.try_into().map_err(|_| right())?;
     if mac[0] & 1 == 1 {
         return Err(format!("\"{text}\" is a multicast address; the first byte must be even"));

@@ -15,13 +15,14 @@ pub const HUNDRED_MB: u64 = 100_000_000;
 pub struct Random(u64);
 
 impl Random {
-    /// Any seed, also 0.
+    /// From any seed, also 0.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -30,7 +31,7 @@ impl Random {
 
     /// A number below `limit` (0 when `limit` is 0).
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next().checked_rem(limit).unwrap_or(0)
+        self.word().checked_rem(limit).unwrap_or(0)
     }
 }
 
@@ -43,7 +44,7 @@ pub fn write_random(path: &Path, bytes: u64, seed: u64) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path).with_context(|| path.display().to_string())?);
     let mut left = bytes;
     while left > 0 {
-        let word = random.next().to_le_bytes();
+        let word = random.word().to_le_bytes();
         let n = left.min(8) as usize;
         out.write_all(&word[..n])?;
         left -= n as u64;

@@ -119,6 +119,6 @@ fn value(random: &mut Random) -> u64 {
         2 => 1 << random.below(64),
         3 => (1 << random.below(64)) - 1,
         4 => u64::from(u32::MAX) + random.below(3),
-        _ => random.next(),
+        _ => random.word(),
     }
 }

@@ -167,9 +167,22 @@ impl Program {
         }
     }
 
-    /// SIGKILL to the whole group, then the zombie is collected.
+    /// Sends a signal to the program and all its descendants, whatever groups they are in.
+    pub fn signal_tree(&self, signal: Signal) {
+        for pid in std::iter::once(self.pid()).chain(descendants(self.pid())) {
+            if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+                let _ = rustix::process::kill_process(pid, signal);
+            }
+        }
+    }
+
+    /// SIGKILL to the program, its group and its descendants, then the zombie is collected.
     pub fn kill(&mut self) {
-        self.signal_group(Signal::KILL);
+        // Not when it was collected already: its number may be somebody else's by now.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal_tree(Signal::KILL);
+            self.signal_group(Signal::KILL);
+        }
         let _ = self.child.wait();
     }
 }
@@ -178,6 +191,25 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Children of `pid`, their children, and so on.
+#[must_use]
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let parent_of = |entry: std::fs::DirEntry| -> Option<(u32, u32)> {
+        let child = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        Some((child, stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?))
+    };
+    let all: Vec<(u32, u32)> =
+        std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(parent_of).collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(all.iter().filter(|(_, p)| *p == parent).map(|(child, _)| *child));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 fn end_group(group: u32) {

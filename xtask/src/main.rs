@@ -4,6 +4,9 @@
 //! ([`picture`] draws it), [`test`] runs everything and counts ([`count`]). [`rights`] finds out how to get the rights
 //! that namespaces and AF_XDP need. The laboratory and the end-to-end tests are in `tests/e2e`.
 
+// The rule that time is an argument is the engine's; this drives programs in real time.
+#![allow(clippy::disallowed_methods)]
+
 mod build;
 mod count;
 mod demo;

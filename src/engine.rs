@@ -100,7 +100,9 @@ impl Engine {
         engine.steering.clone_from(&steering);
 
         let neighbors = match &parts.nic {
-            Some(nic) if shared => Some(KernelNeighbors::open(nic.ifindex).context("subscribe to the kernel's neighbours")?),
+            Some(nic) if shared => {
+                Some(KernelNeighbors::open(nic.ifindex).context("subscribe to the kernel's neighbours")?)
+            }
             _ => None,
         };
         let settings = control_settings(config, &parts)?;
@@ -117,7 +119,9 @@ impl Engine {
             random,
         )
         .with_context(|| {
-            format!("open the control socket {control}; if another engine uses it, stop that one or name another socket")
+            format!(
+                "open the control socket {control}; if another engine uses it, stop that one or name another socket"
+            )
         })?;
         engine.owns_control = true;
         engine.control_thread =
@@ -155,7 +159,9 @@ impl Engine {
                     self.spawn(parts, number, queue, port, None)?;
                 }
                 Backend::Pipe => {
-                    bail!("backend = \"pipe\" joins two stacks in one process (tests, library); `up` and `run` need af_xdp, tap or af_packet")
+                    bail!(
+                        "backend = \"pipe\" joins two stacks in one process (tests, library); `up` and `run` need af_xdp, tap or af_packet"
+                    )
                 }
             }
         }
@@ -201,7 +207,11 @@ impl Engine {
             if let Some(core) = core
                 && !core_affinity::set_for_current(core_affinity::CoreId { id: core })
             {
-                tracing::warn!(shard = number, core, "can't pin the shard to its core; it runs where the kernel puts it");
+                tracing::warn!(
+                    shard = number,
+                    core,
+                    "can't pin the shard to its core; it runs where the kernel puts it"
+                );
             }
             // A panic here is a bug of ours; the engine stops as a whole, so that no call waits for a dead shard.
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shard.run(policy)));

@@ -149,6 +149,19 @@ fn absolute_control(name: &str) -> Result<String, Failure> {
     path.into_os_string().into_string().map_err(|_| Failure::usage(format!("{name}: its full path is not UTF-8")))
 }
 
+/// The default socket's folder, which nobody else makes; a folder that the user named must be there.
+fn make_run_directory(control: &str) -> anyhow::Result<()> {
+    use anyhow::Context;
+    use std::os::unix::fs::DirBuilderExt;
+    let Some(folder) = DEFAULT_CONTROL.rsplit_once('/').map(|(folder, _)| folder) else { return Ok(()) };
+    if control != DEFAULT_CONTROL || Path::new(folder).exists() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().mode(0o755).create(folder).with_context(|| {
+        format!("make {folder} for the control socket (are you root? else name one with --control SOCKET)")
+    })
+}
+
 /// Writes an answer. A reader that has gone away (`sidestep ss | head`) is not an error.
 fn print(text: &str) -> ExitCode {
     use std::io::Write;

@@ -17,7 +17,10 @@ use sidestep::engine::Engine;
 use sidestep_shm::wire::{ENV_GROUP, ENV_SOCKET};
 
 use super::signals::{self, Signals};
-use super::{DEFAULT_CONFIG, Failure, absolute_control, control_or_default, elf, load, preload, start_log};
+use super::{
+    DEFAULT_CONFIG, DEFAULT_CONTROL, FAILED, Failure, absolute_control, control_or_default, elf, load,
+    make_run_directory, preload, start_log,
+};
 
 /// How long the program's last bytes may take to leave, in turns of [`TURN`].
 const FLUSH_TURNS: u32 = 5_000_000_000_u64.div_euclid(TURN.tv_nsec as u64) as u32;
@@ -75,6 +78,7 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
                 // Nobody else may use it, and nothing of it stays behind.
                 config.engine.control = Some(format!("@sidestep-{}-{:016x}", std::process::id(), random()? as u64));
             }
+            make_run_directory(config.engine.control.as_deref().unwrap_or(DEFAULT_CONTROL))?;
             let signals = Signals::block(&SIGNALS).context("block signals")?;
             let engine = Engine::start(&config)?;
             tracing::info!(control = engine.control(), "private engine");
@@ -165,17 +169,30 @@ fn supervise(
     let mut command = command(engine.control())?;
     signals.spare(&mut command);
     let child = command.spawn().map_err(|e| not_started(name, &e))?;
-    let code = wait_for(child.id(), signals);
+    let code = wait_for(child.id(), &engine, signals, name);
     let code = stay(&engine, signals, name).unwrap_or(code);
     flush(&engine, signals);
+    let failed = engine.has_failed();
     engine.stop();
+    if failed {
+        return Err(Failure {
+            code: FAILED,
+            message: format!("the engine failed under {name}; the log above says where"),
+        });
+    }
     Ok(ExitCode::from(code))
 }
 
-/// Until the program has ended; its signals go to it.
-fn wait_for(child: u32, signals: &Signals) -> Code {
+/// Until the program has ended; its signals go to it. An engine that fails does not end the program: its calls get
+/// errors, and it decides for itself.
+fn wait_for(child: u32, engine: &Engine, signals: &Signals, name: &str) -> Code {
+    let mut said = false;
     loop {
         sleep(signals);
+        if engine.has_failed() && !said {
+            tracing::error!("the engine failed: every socket of {name} gives errors from now on; {name} goes on");
+            said = true;
+        }
         while let Some(signal) = signals.next() {
             // What a terminal sends, it sends to the program too: it would come twice.
             if signal.number != libc::SIGCHLD && signal.deliberate && signal.sender != std::process::id() {
@@ -199,14 +216,15 @@ fn wait_for(child: u32, signals: &Signals) -> Code {
 }
 
 /// The program has ended. Stays while processes that it left behind run, as those of a server that became a daemon.
-/// A signal goes to them; a second one ends the engine under them. Gives the code of a signal that came.
+/// A signal goes to them; a second one ends the engine under them. Gives the code of a signal that came. There is
+/// nothing to stay for when the engine failed.
 fn stay(engine: &Engine, signals: &Signals, name: &str) -> Option<Code> {
     let mut asked = None;
     let mut said = false;
     loop {
         while next_change().is_some() {}
         let left = children();
-        if left.is_empty() && engine.programs() == 0 {
+        if engine.has_failed() || (left.is_empty() && engine.programs() == 0) {
             return asked;
         }
         if !said {

@@ -25,18 +25,25 @@ pub struct Signals {
 
 impl Signals {
     /// Blocks `numbers` for this thread and all threads and programs that it will start; see [`Self::spare`].
+    /// SIGHUP stays ignored where it was (nohup(1)), while SIGCHLD is no longer: without it, wait(2) would tell nothing.
     ///
     /// # Errors
     /// What sigprocmask(2) and signalfd(2) say.
     pub fn block(numbers: &[i32]) -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         let mut before = MaybeUninit::uninit();
-        // SAFETY: sigemptyset initialises the set before it is used; pthread_sigmask writes the old set to `before`,
+        // SAFETY: sigemptyset initialises the set before it is used; SIG_DFL is no handler of ours; pthread_sigmask writes the old set to `before`,
         // which is read only when it succeeded.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for &number in numbers {
-                libc::sigaddset(set.as_mut_ptr(), number);
+                if number == libc::SIGCHLD {
+                    libc::signal(number, libc::SIG_DFL);
+                }
+                // A blocked signal is queued even if it is ignored, signal(7).
+                if number != libc::SIGHUP || !ignored(number) {
+                    libc::sigaddset(set.as_mut_ptr(), number);
+                }
             }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr());
             if error != 0 {
@@ -94,6 +101,16 @@ impl Drop for Signals {
     fn drop(&mut self) {
         // SAFETY: `before` is a set that pthread_sigmask gave.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// Whether whoever started this process told it to ignore a signal.
+fn ignored(number: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action sigaction(2) only writes the old one, which is read when it succeeded.
+    unsafe {
+        libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -14,7 +14,7 @@ use sidestep_shm::wire::inspect::STATS;
 
 use super::notify::Notify;
 use super::signals::Signals;
-use super::{DEFAULT_CONTROL, FAILED, Failure, absolute_control, load, print, start_log};
+use super::{DEFAULT_CONTROL, FAILED, Failure, absolute_control, load, make_run_directory, print, start_log};
 
 #[derive(Debug, Args)]
 pub struct UpArgs {
@@ -37,7 +37,7 @@ pub fn main(args: &UpArgs) -> Result<ExitCode, Failure> {
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).context("block signals")?;
     let notify = Notify::from_environment();
     let engine = Engine::start(&config)?;
-    let _ = print(&format!("sidestep: ready, control socket {}, {}\n", engine.control(), summary(&config)));
+    let _ = print(&format!("sidestep: ready: {}, control socket {}\n", summary(&config), engine.control()));
     notify.say(&format!("READY=1\nSTATUS=Serving {}", summary(&config)));
 
     wait(&engine, &signals, &notify, &config);
@@ -82,23 +82,11 @@ fn answers(control: &str, config: &Config) -> bool {
 }
 
 /// The interface and what the stack is on it, for people.
-pub fn summary(config: &Config) -> String {
+fn summary(config: &Config) -> String {
     let each = config.interfaces.iter().map(|i| {
         let addresses: Vec<_> = i.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix_bits)).collect();
         let queues = if i.queues.len() == 1 { "1 queue".into() } else { format!("{} queues", i.queues.len()) };
         format!("interface {}, {queues}, addresses {}", i.name, addresses.join(" "))
     });
     each.collect::<Vec<_>>().join("; ")
-}
-
-/// The default socket's folder, which nobody else makes; a folder that the user named must be there.
-fn make_run_directory(control: &str) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let Some(folder) = DEFAULT_CONTROL.rsplit_once('/').map(|(folder, _)| folder) else { return Ok(()) };
-    if control != DEFAULT_CONTROL || std::path::Path::new(folder).exists() {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new().mode(0o755).create(folder).with_context(|| {
-        format!("make {folder} for the control socket (are you root? else name one with --control SOCKET)")
-    })
 }

@@ -224,7 +224,9 @@ fn engine(table: &Spanned<DeTable<'_>>) -> Result<EngineSection, Problem> {
 fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
     let s = Section::new("interface", table, INTERFACE_KEYS)?;
     let name = s.text("name", |t| {
-        let fits = !t.is_empty() && t.len() < 16 && !t.contains(['/', ' ']);
+        // dev_valid_name() of the kernel; control characters would only hide in messages.
+        let strange = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+        let fits = !t.is_empty() && t.len() < 16 && t != "." && t != ".." && !t.contains(strange);
         fits.then(|| t.to_owned()).ok_or(format!("\"{t}\" can't be an interface (1 to 15 characters; see `ip link`)"))
     })?;
     let name = name.ok_or_else(|| s.wrong("name", "is missing; say which interface, as in name = \"eth1\""))?;

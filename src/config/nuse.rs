@@ -145,15 +145,16 @@ fn blocks(text: &str) -> Result<Vec<Block<'_>>, Problem> {
     let mut blocks: Vec<Block<'_>> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let words = words(line);
-        let at = |word: &'static str| (index + 1, column(line, word));
         let here = |word| At { line: index + 1, column: column(line, word), text: word };
         match (&words[..], blocks.last_mut()) {
             ([], _) => {}
             (["interface", name], _) => {
                 blocks.push(Block { head: here(words[0]), name: Some(name), entries: Vec::new() });
             }
-            (["interface", ..], _) => return Err((at("interface"), "interface: write `interface NAME`".into())),
-            (["route"], _) => blocks.push(Block { head: here("route"), name: None, entries: Vec::new() }),
+            (["interface", ..], _) => {
+                return Err((place(&here(words[0])), "interface: write `interface NAME`".into()));
+            }
+            (["route"], _) => blocks.push(Block { head: here(words[0]), name: None, entries: Vec::new() }),
             ([key, value], Some(block)) => block.add(here(key), here(value))?,
             ([key, ..], Some(_)) => return Err((place(&here(key)), format!("{key}: write one word and its value"))),
             ([key, ..], None) => {
@@ -199,5 +200,5 @@ fn words(line: &str) -> Vec<&str> {
 
 /// Column of a word that is a part of `line`, from 1.
 fn column(line: &str, word: &str) -> usize {
-    line.find(word).map_or(1, |at| at + 1)
+    word.as_ptr().addr() - line.as_ptr().addr() + 1
 }

@@ -146,6 +146,8 @@ fn a_complaint_says_where_what_and_what_would_be_right() {
         ("[[interface]]\naddresses = [\"10.0.0.2/24\"]", "name: is missing"),
         ("[[interface]]\nname = \"eth1\"", "addresses: is missing"),
         ("[[interface]]\nname = \"an-overlong-interface\"", "1 to 15 characters"),
+        ("[[interface]]\nname = \"eth 1\"", "can't be an interface"),
+        ("[[interface]]\nname = \"eth1:0\"", "can't be an interface"),
     ] {
         let said = parse(text).unwrap_err().to_string();
         assert!(said.contains(says), "{text}: {said}");
@@ -229,6 +231,9 @@ fn a_wrong_nuse_conf_is_explained() {
         let said = parse(&text).unwrap_err().to_string();
         assert!(said.contains(says), "{text}\n{said}");
     }
+    // A value that its key begins with.
+    let said = parse(&NUSE.replace("address 10.0.0.2", "address add")).unwrap_err().to_string();
+    assert!(said.starts_with("f.toml:3:10: "), "{said}");
     assert!(!nuse::looks_like(SMALL));
     assert!(!nuse::looks_like("interface = 3"));
 }

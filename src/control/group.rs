@@ -120,7 +120,9 @@ impl Group {
     /// Takes `slot` for `user`; false when the engine uses it already, or there is no such slot.
     #[must_use]
     pub fn take(&self, slot: u32, user: u32) -> bool {
-        self.users.get(slot as usize).is_some_and(|u| u.compare_exchange(0, user, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+        self.users
+            .get(slot as usize)
+            .is_some_and(|u| u.compare_exchange(0, user, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
     /// Who uses `slot`; see `users`.
@@ -167,8 +169,7 @@ impl Group {
 mod tests {
     use super::*;
 
-    const SMALL: Geometry =
-        Geometry { shards: 2, open_slots: 4, accept_slots: 2, rx_bytes: 65536, tx_bytes: 65536 };
+    const SMALL: Geometry = Geometry { shards: 2, open_slots: 4, accept_slots: 2, rx_bytes: 65536, tx_bytes: 65536 };
 
     #[test]
     fn memory_is_sealed() {

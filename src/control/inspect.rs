@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send, socket_with,
+};
 use serde_json::{Value, json};
 use sidestep_shm::wire::{MAX_PACKET_BYTES, Reply, Request};
 
@@ -15,7 +17,8 @@ const PIECE_BYTES: usize = MAX_PACKET_BYTES - 64;
 
 impl Control {
     pub(super) fn sockets_json(&self) -> String {
-        let mut rows: Vec<_> = self.ask_all(|reply| Message::Sockets { reply }).into_iter().flatten().flatten().collect();
+        let mut rows: Vec<_> =
+            self.ask_all(|reply| Message::Sockets { reply }).into_iter().flatten().flatten().collect();
         // A listener is on every shard: one row for it, with what waits on all of them.
         let mut listeners: Vec<crate::shard::SocketRow> = Vec::new();
         rows.retain(|row| {

@@ -63,8 +63,12 @@ impl KernelNeighbors {
             while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
                 let length = (message.header.length as usize).next_multiple_of(4);
                 match message.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(n)) => updates.extend(self.update(&n, false)),
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(n)) => updates.extend(self.update(&n, true)),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(n)) => {
+                        updates.extend(self.update(&n, false))
+                    }
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(n)) => {
+                        updates.extend(self.update(&n, true))
+                    }
                     _ => {}
                 }
                 if length == 0 || length >= rest.len() {

@@ -70,15 +70,22 @@ impl PortTable {
         !clash
     }
 
-    /// Takes a claim out; true when it was the last on its port.
-    pub fn release(&mut self, protocol: Protocol, port: u16, group: u32, slot: u32) -> bool {
-        let Some(claims) = self.claims.get_mut(&(protocol, port)) else { return false };
-        claims.retain(|b| (b.group, b.slot) != (group, slot));
-        if claims.is_empty() {
-            self.claims.remove(&(protocol, port));
-            return true;
+    /// Takes a claim out, and gives it back when it was the last on its port.
+    pub fn release(&mut self, protocol: Protocol, port: u16, group: u32, slot: u32) -> Option<Binding> {
+        let claims = self.claims.get_mut(&(protocol, port))?;
+        let at = claims.iter().position(|b| (b.group, b.slot) == (group, slot))?;
+        let binding = claims.swap_remove(at);
+        if !claims.is_empty() {
+            return None;
         }
-        false
+        self.claims.remove(&(protocol, port));
+        Some(binding)
+    }
+
+    /// Whether anyone claims the port.
+    #[must_use]
+    pub fn is_claimed(&self, protocol: Protocol, port: u16) -> bool {
+        self.claims.contains_key(&(protocol, port))
     }
 
     #[must_use]
@@ -132,7 +139,7 @@ mod tests {
         assert!(t.is_free(Protocol::Tcp, 80, &binding(2, Some("10.0.0.2"))));
         assert!(t.is_free(Protocol::Tcp, 80, &binding(2, Some("fd00::1"))));
         assert!(t.is_free(Protocol::Udp, 80, &binding(2, None)));
-        assert!(t.release(Protocol::Tcp, 80, 0, 1));
+        assert!(t.release(Protocol::Tcp, 80, 0, 1).is_some());
         assert!(t.is_free(Protocol::Tcp, 80, &binding(2, None)));
     }
 
@@ -152,6 +159,6 @@ mod tests {
         assert!(t.is_free(Protocol::Tcp, 81, &group(2)));
         t.claim(Protocol::Tcp, 81, group(2));
         assert!(t.listen(81, 0, 2));
-        assert!(!t.release(Protocol::Tcp, 81, 0, 1));
+        assert!(t.release(Protocol::Tcp, 81, 0, 1).is_none());
     }
 }

@@ -138,7 +138,8 @@ impl Control {
             listening: false,
             reservation: None,
         };
-        let (port, binding) = if port == 0 { self.any_port(protocol, make)? } else { self.this_port(protocol, port, make)? };
+        let (port, binding) =
+            if port == 0 { self.any_port(protocol, make)? } else { self.this_port(protocol, port, make)? };
         let at = ListenAddress { address: binding.address, port, ipv4: binding.ipv4, ipv6: binding.ipv6 };
         let reuse = binding.reuse_address || binding.reuse_port;
         self.ports.claim(protocol, port, binding);
@@ -158,8 +159,9 @@ impl Control {
                 self.forget(group, slot);
                 return Err(Errno::ADDRINUSE);
             }
-            self.steer(protocol, port, true);
         }
+        // Not only for listeners: a bound socket that connects wants its answers.
+        self.steer(protocol, port, true);
         store_address(&in_shared.local_address, address);
         in_shared.local_port.store(port.into(), Ordering::Relaxed);
         let open = if protocol == Protocol::Udp { status::OPEN } else { 0 };
@@ -264,7 +266,6 @@ impl Control {
         }
         in_shared.tcp_state.store(TcpState::Listen as u32, Ordering::Relaxed);
         in_shared.status.fetch_or(status::OPEN | status::LISTENING, Ordering::SeqCst);
-        self.steer(Protocol::Tcp, book.port, true);
         Ok(Reply::Done { address: mapped(ip), port: book.port })
     }
 
@@ -291,11 +292,12 @@ impl Control {
         let Some(state) = self.group_mut(group) else { return };
         let shared = Arc::clone(&state.group);
         if let Some(book) = state.books.remove(&slot)
-            && self.ports.release(book.protocol, book.port, group, slot)
+            && let Some(binding) = self.ports.release(book.protocol, book.port, group, slot)
         {
             let (first, last) = self.settings.ephemeral_ports;
-            if !(first..=last).contains(&book.port) {
-                self.steer(book.protocol, book.port, false);
+            if self.settings.shared_address && !(first..=last).contains(&book.port) {
+                // Connections may outlive their listener: the port stays ours until the last one is gone.
+                self.leaving.push((book.protocol, book.port, binding));
             }
         }
         shared.set_bound(slot, false);
@@ -312,6 +314,24 @@ impl Control {
             && let Err(error) = steering.set_port(protocol == Protocol::Tcp, port, ours)
         {
             tracing::error!(%error, port, "can't mark a port for the XDP program");
+        }
+    }
+
+    /// Gives ports of a shared address back to the kernel once no connection uses them.
+    pub(super) fn let_ports_go(&mut self) {
+        let leaving = std::mem::take(&mut self.leaving);
+        for (protocol, port, binding) in leaving {
+            if self.ports.is_claimed(protocol, port) {
+                // Somebody has it again; its own reservation keeps it.
+                continue;
+            }
+            let used = protocol == Protocol::Tcp
+                && self.ask_all(|reply| Message::UsesPort { port, reply }).iter().any(|u| *u != Some(false));
+            if used {
+                self.leaving.push((protocol, port, binding));
+            } else {
+                self.steer(protocol, port, false);
+            }
         }
     }
 
@@ -338,7 +358,8 @@ fn done() -> Reply {
 
 /// Keeps a port of a shared address from the kernel's programs, or learns that one of them has it.
 fn reserve(protocol: Protocol, port: u16, binding: &Binding) -> Result<OwnedFd, Errno> {
-    let any = if binding.ipv6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+    let any =
+        if binding.ipv6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
     let address = binding.address.unwrap_or(any);
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket_type = if protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };

@@ -21,7 +21,7 @@ use sidestep_shm::wire::{MAX_PACKET_BYTES, Reply, Request, RouteRule};
 use super::SHARD_PATIENCE;
 use super::group::Group;
 use super::neighbors::KernelNeighbors;
-use super::ports::{PortTable, Protocol};
+use super::ports::{Binding, PortTable, Protocol};
 use crate::shard::mailbox::{Mailbox, Message, Notice, Notices};
 use crate::xdp::Steering;
 
@@ -105,6 +105,8 @@ pub struct Control {
     neighbors: Option<KernelNeighbors>,
     pub(super) gauges: Arc<EngineGauges>,
     pub(super) stop: Arc<AtomicBool>,
+    /// Ports of a shared address that nobody claims any more, but connections may still use.
+    pub(super) leaving: Vec<(Protocol, u16, Binding)>,
     /// State of the port chooser; any number will do, but two engines should not have the same.
     pub(super) random: u64,
 }
@@ -150,6 +152,7 @@ impl Control {
             neighbors,
             gauges,
             stop,
+            leaving: Vec::new(),
             random,
         })
     }
@@ -177,6 +180,7 @@ impl Control {
                 }
             }
             self.drop_empty_groups();
+            self.let_ports_go();
         }
     }
 

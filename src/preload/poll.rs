@@ -19,8 +19,8 @@ use crate::table::{self, Entry};
 
 /// Longest sleep in one piece, in nanoseconds: then the engine's heartbeat is looked at.
 const NAP_NS: u64 = 1_000_000_000;
-/// How often a spinning wait lets others run and looks at the kernel's descriptors, in nanoseconds.
-const YIELD_EVERY_NS: u64 = 3_000;
+/// How often a spinning wait looks at the kernel's descriptors, in nanoseconds.
+const LOOK_EVERY_NS: u64 = 3_000;
 
 /// A member of the set that is not the kernel's alone.
 #[derive(Clone, Copy)]
@@ -149,7 +149,7 @@ impl Set<'_> {
     fn spin(&mut self, deadline: Option<u64>) -> Result<bool, Errno> {
         let start = now_ns();
         let end = start.saturating_add(self.session.spin().as_nanos() as u64).min(deadline.unwrap_or(u64::MAX));
-        let mut yielded = start;
+        let mut looked = start;
         loop {
             let now = now_ns();
             if now >= end {
@@ -158,14 +158,13 @@ impl Set<'_> {
             if self.look() > 0 {
                 return self.merge(&self.zero(), core::ptr::null()).map(|n| n > 0);
             }
-            if now - yielded >= YIELD_EVERY_NS {
-                rustix::thread::sched_yield();
+            // On few cores the engine shares this one: nothing can come before it has run.
+            rustix::thread::sched_yield();
+            if now - looked >= LOOK_EVERY_NS {
                 if self.has_kernel && self.merge(&self.zero(), core::ptr::null())? > 0 {
                     return Ok(true);
                 }
-                yielded = now_ns();
-            } else {
-                (0..16).for_each(|_| core::hint::spin_loop());
+                looked = now_ns();
             }
         }
     }

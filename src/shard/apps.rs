@@ -43,7 +43,10 @@ pub(super) enum Kind {
     Listener(Listener),
     Datagram(DatagramSocket),
     /// The stack is done with it, but programs still have it open, or may still accept it.
-    Over { stream_bytes: u64, queued: Option<(u32, u64)> },
+    Over {
+        stream_bytes: u64,
+        queued: Option<(u32, u64)>,
+    },
 }
 
 #[derive(Debug, Default)]

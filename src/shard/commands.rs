@@ -59,6 +59,11 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     let _ = reply.send(self.apps.open_datagram(&mut self.stack, group, slot, at, reuse));
                 }
                 Message::Neighbor(update) => self.stack.neighbor_update(now, update),
+                Message::UsesPort { port, reply } => {
+                    let mut used = false;
+                    self.stack.tcp_for_each(&mut |_, _, info| used |= info.local.port() == port);
+                    let _ = reply.send(used);
+                }
                 Message::Sockets { reply } => {
                     let _ = reply.send(self.sockets());
                 }
@@ -126,8 +131,10 @@ impl Apps {
         if !group.take(slot, self.shard + 1) {
             return;
         }
-        let remote =
-            endpoint(load_address(&shared.wanted_remote_address), shared.wanted_remote_port.load(Ordering::Relaxed) as u16);
+        let remote = endpoint(
+            load_address(&shared.wanted_remote_address),
+            shared.wanted_remote_port.load(Ordering::Relaxed) as u16,
+        );
         let local_bytes = load_address(&shared.wanted_local_address);
         let local_port = shared.wanted_local_port.load(Ordering::Relaxed) as u16;
         let local = match (is_unspecified(local_bytes), local_port) {
@@ -170,14 +177,7 @@ impl Apps {
         }
     }
 
-    fn command_stream(
-        &mut self,
-        stack: &mut Stack,
-        now: Instant,
-        group: &Group,
-        shared: &Slot,
-        index: usize,
-    ) {
+    fn command_stream(&mut self, stack: &mut Stack, now: Instant, group: &Group, shared: &Slot, index: usize) {
         // The holders first: what the last one wrote before it let go is then seen below.
         let held = shared.is_held();
         let wants = shared.request.load(Ordering::Acquire);
@@ -230,7 +230,9 @@ impl Apps {
 
     /// The last holder is gone, unless the connection still waits to be accepted.
     fn let_go(&mut self, stack: &mut Stack, now: Instant, shared: &Slot, index: usize) {
-        let Some(&Socket { group, kind: Kind::Stream(StreamSocket { queued, .. }), .. }) = self.get(index) else { return };
+        let Some(&Socket { group, kind: Kind::Stream(StreamSocket { queued, .. }), .. }) = self.get(index) else {
+            return;
+        };
         if let Some((listening, position)) = queued
             && !self.was_taken(group, listening, position)
         {
@@ -241,7 +243,11 @@ impl Apps {
         s.queued = None;
         let Some(id) = s.id else { return };
         // SO_LINGER with zero seconds: the last close resets.
-        let _ = if shared.linger.load(Ordering::Relaxed) == 1 { stack.tcp_abort(now, id) } else { stack.tcp_close(now, id) };
+        let _ = if shared.linger.load(Ordering::Relaxed) == 1 {
+            stack.tcp_abort(now, id)
+        } else {
+            stack.tcp_close(now, id)
+        };
     }
 
     /// Whether programs have moved beyond `position` in a listener's accept ring. A closed listener's are all taken.
@@ -261,8 +267,10 @@ impl Apps {
         let wants = shared.request.load(Ordering::Acquire);
         let tx_tail = shared.tx_tail.load(Ordering::Acquire);
         let capacity = u64::from(group.region().geometry().tx_bytes);
-        let remote =
-            endpoint(load_address(&shared.wanted_remote_address), shared.wanted_remote_port.load(Ordering::Relaxed) as u16);
+        let remote = endpoint(
+            load_address(&shared.wanted_remote_address),
+            shared.wanted_remote_port.load(Ordering::Relaxed) as u16,
+        );
         let Some(Socket { kind: Kind::Datagram(d), .. }) = self.at(index) else { return };
         let id = d.id;
         if tx_tail < d.tx_tail || tx_tail - d.tx_head > capacity {

@@ -52,7 +52,11 @@ impl Host for Apps {
         shared.shard.store(shard, Ordering::Relaxed);
         shared.listener.store(listening + 1, Ordering::Relaxed);
         shared.status.store(status::OPEN | status::CONNECTED | status::BOUND, Ordering::Release);
-        self.insert(group, slot, Kind::Stream(StreamSocket { queued: Some((listening, u64::MAX)), ..Default::default() }));
+        self.insert(
+            group,
+            slot,
+            Kind::Stream(StreamSocket { queued: Some((listening, u64::MAX)), ..Default::default() }),
+        );
         self.listener_mut(group, listening)?.coming += 1;
         Some(Stream { token: token(group, slot), rx_capacity: geometry.rx_bytes, tx_capacity: geometry.tx_bytes })
     }
@@ -85,10 +89,9 @@ impl Host for Apps {
     fn datagram_out(&mut self, socket: Token, out: &mut [u8]) -> Option<DatagramMeta> {
         let (group, slot) = untoken(socket);
         loop {
-            match self.take_datagram(group, slot, out)? {
-                Ok(meta) => return Some(meta),
-                // Too long for any packet: dropped, and the next one is looked at.
-                Err(TooLong) => {}
+            // One that is too long for any packet was dropped: the next one is looked at.
+            if let Ok(meta) = self.take_datagram(group, slot, out)? {
+                return Some(meta);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::port::FrameIo;
 
 /// Idle turns in a row before the core is offered to others at each turn: work often comes in bursts.
-const TURNS_BEFORE_YIELD: u32 = 8;
+const TURNS_BEFORE_YIELD: u32 = 2;
 
 /// How a shard waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +58,7 @@ impl Sleeper {
 
     fn sleep(&self, timeout: Duration) {
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
+        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
         // An interrupted or failed wait is as good as a wake-up: the loop looks anyway.
         let _ = epoll::wait(&self.epoll, events.as_mut_slice(), Some(&timeout));
     }
@@ -107,10 +106,8 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
     /// Closes the doors, looks once more, sleeps. False when there was something to do.
     fn sleep(&mut self, now: Instant) -> bool {
         let mine = &self.mailboxes[self.number as usize];
-        let quiet = mine.prepare_sleep()
-            && self.apps.prepare_sleep()
-            && !self.stack.has_output()
-            && !self.port.prepare_sleep();
+        let quiet =
+            mine.prepare_sleep() && self.apps.prepare_sleep() && !self.stack.has_output() && !self.port.prepare_sleep();
         if quiet {
             let timeout = self.next_deadline().since(now);
             if let Some(sleeper) = self.apps.sleeper() {

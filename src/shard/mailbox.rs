@@ -80,6 +80,11 @@ pub enum Message {
         reply: SyncSender<Result<(), Error>>,
     },
     Neighbor(NeighborUpdate),
+    /// Whether any connection, TIME-WAIT included, has this local port.
+    UsesPort {
+        port: u16,
+        reply: SyncSender<bool>,
+    },
     Sockets {
         reply: SyncSender<Vec<SocketRow>>,
     },

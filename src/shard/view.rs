@@ -160,7 +160,8 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                 (row.rx_bytes, row.tx_bytes) = (s.rx_tail, s.tx_tail);
             }
             Kind::Listener(l) => {
-                let head = self.apps.region(group).and_then(|r| r.accept_ring(slot, self.number)).map_or(0, |r| r.head());
+                let head =
+                    self.apps.region(group).and_then(|r| r.accept_ring(slot, self.number)).map_or(0, |r| r.head());
                 row.recv_q = l.tail.saturating_sub(head);
                 row.send_q = l.backlog.into();
             }

@@ -19,8 +19,8 @@ const NAP_MS: u64 = 1000;
 /// nanoseconds: a system call is dear beside a look at the stack.
 const KERNEL_EVERY: u32 = 16;
 const KERNEL_EVERY_NS: u64 = 100_000;
-/// How often a spinning wait lets others run, in nanoseconds.
-const YIELD_EVERY_NS: u64 = 3_000;
+/// How often a spinning wait looks at the kernel's descriptors, in nanoseconds.
+const LOOK_EVERY_NS: u64 = 3_000;
 
 impl Inner {
     /// Whether to look at the kernel's descriptors, having found `found` events of the stack.
@@ -187,7 +187,7 @@ impl Epoll {
             waiter.queue()
         };
         let Some(shared) = session.region().event_queue(queue) else { return false };
-        let mut yielded = start;
+        let mut looked = start;
         loop {
             if !shared.dirty.is_empty() {
                 return true;
@@ -196,8 +196,9 @@ impl Epoll {
             if now >= end {
                 return false;
             }
-            if now - yielded >= YIELD_EVERY_NS {
-                rustix::thread::sched_yield();
+            // On few cores the engine shares this one: nothing can come before it has run.
+            rustix::thread::sched_yield();
+            if now - looked >= LOOK_EVERY_NS {
                 // SAFETY: the caller's epoll descriptor; only polled.
                 let kernel = unsafe { BorrowedFd::borrow_raw(epfd) };
                 // The kernel's descriptors count too: one look at the epoll as a whole.
@@ -206,9 +207,7 @@ impl Epoll {
                 if rustix::event::poll(&mut fds, Some(&zero)) == Ok(1) {
                     return false;
                 }
-                yielded = now_ns();
-            } else {
-                (0..16).for_each(|_| core::hint::spin_loop());
+                looked = now_ns();
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Wrong use: one clear line each, an exit code, nothing left behind.
 
-use super::{OURS, Pair, SHORT, case, seen};
+use super::{OURS, Pair, SHORT, case, python};
 use crate::engine::{Setup, binary, has_xdp};
 use crate::harness::{Case, Options, Verdict};
 use crate::program::{Ended, HELPER};
@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
     case("misuse::no_permission", &["setpriv"], SHORT, no_permission),
     case("misuse::configuration_typo", &[], SHORT, configuration_typo),
     case("misuse::no_such_file", &[], SHORT, no_such_file),
-    case("misuse::port_in_use", &["nc"], SHORT, port_in_use),
+    case("misuse::port_in_use", &[], SHORT, port_in_use),
     case("misuse::program_not_found", &[], SHORT, program_not_found),
     case("misuse::no_engine", &[], SHORT, no_engine),
 ];
@@ -136,21 +136,30 @@ fn no_such_file(_: &Options) -> Result<Verdict> {
     Ok(Verdict::Passed)
 }
 
+/// Not with nc: it asks for SO_REUSEPORT, with which two may listen.
 fn port_in_use(_: &Options) -> Result<Verdict> {
     let pair = Pair::new("port")?;
     let engine = pair.engine(&Setup::default())?;
+    let script = "import errno, socket, sys, time
+s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+try:
+    s.bind((sys.argv[1], 9000)); s.listen()
+except OSError as e:
+    sys.exit(errno.errorcode[e.errno])
+print('listening', flush=True); time.sleep(600)";
     let listen = |address: &str| {
-        let mut command = engine.command("/usr/bin/nc");
-        command.args(["-l", address, "9000"]);
+        let mut command = engine.command(python());
+        command.args(["-c", script, address]);
         command
     };
     for address in OURS {
         let mut first = pair.lab.start("first", &mut listen(address))?;
-        seen(&engine, "nc listening", |s| s["state"] == "LISTEN")?;
+        first.wait_until("listening", HELPER, |p| p.stdout().contains("listening").then_some(()))?;
         let second = pair.lab.run(&mut listen(address), HELPER)?;
-        ensure!(second.code() == 1, "the second nc -l ended with {}", second.status);
-        ensure!(second.stderr.contains("Address already in use"), "the second nc -l said: {}", second.stderr);
-        ensure!(first.runs(), "the first nc -l ended");
+        ensure!(second.code() == 1, "the second listener ended with {}", second.status);
+        ensure!(second.stderr.trim() == "EADDRINUSE", "the second listener said: {}", second.stderr);
+        ensure!(first.runs(), "the first listener ended");
     }
     Ok(Verdict::Passed)
 }

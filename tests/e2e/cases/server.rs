@@ -5,7 +5,7 @@ use crate::engine::{Engine, Setup};
 use crate::files::{HUNDRED_MB, sha256, write_random};
 use crate::harness::{Case, Options, Verdict};
 use crate::nginx::{Nginx, page};
-use crate::program::{HELPER, Program, TRANSFER};
+use crate::program::{HELPER, Program, TRANSFER, until};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::process::Command;
@@ -195,8 +195,20 @@ pub fn iperf3_listen(pair: &Pair, name: &str, mut command: Command, address: &st
 /// Runs `iperf3 -c`; Gbit/s that the receiver saw.
 pub fn iperf3_to(pair: &Pair, mut command: Command, address: &str, args: &[&str]) -> Result<f64> {
     command.args(["-c", address, "-J", "--connect-timeout", "5000"]).args(args);
-    let ended = pair.lab.run(&mut command, TRANSFER)?;
-    let report: Value = serde_json::from_str(&ended.stdout).with_context(|| format!("iperf3: {}", ended.stdout))?;
+    let mut report = Value::Null;
+    let mut last: Result<()> = Ok(());
+    // Between two tests the server closes its listening socket and opens it again: refused then is no failure.
+    let attempt = || {
+        last = (|| -> Result<()> {
+            let ended = pair.lab.run(&mut command, TRANSFER)?;
+            report = serde_json::from_str(&ended.stdout).with_context(|| format!("iperf3: {}", ended.stdout))?;
+            Ok(())
+        })();
+        let refused = report["error"].as_str().is_some_and(|e| e.contains("Connection refused"));
+        (last.is_err() || !refused).then_some(())
+    };
+    until(std::time::Duration::from_secs(5), attempt);
+    last?;
     if let Some(error) = report["error"].as_str() {
         anyhow::bail!("iperf3 {}: {error}", args.join(" "));
     }

@@ -70,6 +70,9 @@ impl Engine {
             Backend::AfXdp | Backend::AfPacket => Some(Nic::query(&interface.name)?),
             Backend::Tap | Backend::Pipe => None,
         };
+        if let Some(nic) = &nic {
+            check_addresses(interface, nic)?;
+        }
         let seed = seed(config);
         let parts = Parts {
             interface,
@@ -292,6 +295,34 @@ impl Drop for Engine {
             let _ = std::fs::remove_file(&self.control);
         }
     }
+}
+
+/// An address has one owner: two stacks that both answer for it would tear each other's connections down.
+fn check_addresses(interface: &Interface, nic: &Nic) -> anyhow::Result<()> {
+    let name = &interface.name;
+    let queues = interface.queues.len();
+    if interface.backend == Backend::AfXdp && (nic.rx_queues as usize) > queues {
+        tracing::warn!(
+            "{name} has {} receive queues and the engine takes {queues}: frames that arrive on the others stay with the \
+             kernel; set queues = {0}, or reduce them (ethtool -L {name} combined {queues})",
+            nic.rx_queues
+        );
+    }
+    for address in interface.addresses.iter().map(|a| a.address) {
+        let kernels = nic.addresses.contains(&address);
+        match interface.sharing {
+            Sharing::Own if kernels => bail!(
+                "{address} is the kernel's address on {name}: set sharing = \"shared\" to share it, or take it from the \
+                 kernel (ip addr del {address} dev {name})"
+            ),
+            Sharing::Shared if !kernels => bail!(
+                "{address} is not the kernel's address on {name}: sharing = \"shared\" is for the machine's own address; \
+                 add it (ip addr add) or set sharing = \"own\""
+            ),
+            Sharing::Own | Sharing::Shared => {}
+        }
+    }
+    Ok(())
 }
 
 fn load_steering(parts: &Parts<'_>, config: &Config) -> anyhow::Result<Steering> {

@@ -14,6 +14,8 @@ use crate::shard::mailbox::Message;
 
 /// Bytes of answer in one packet.
 const PIECE_BYTES: usize = MAX_PACKET_BYTES - 64;
+/// How long a tool waits for a piece of an answer.
+const ANSWER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Control {
     pub(super) fn sockets_json(&self) -> String {
@@ -99,6 +101,12 @@ impl Control {
         }
     }
 
+    /// Any user may attach a program; only root and the engine's own user may stop the engine.
+    pub(super) fn may_stop(&self, key: u64) -> bool {
+        let peer = self.connections.get(&key).and_then(|c| rustix::net::sockopt::socket_peercred(c.fd()).ok());
+        peer.is_some_and(|p| p.uid.is_root() || p.uid == rustix::process::geteuid())
+    }
+
     fn connection_fd(&self, key: u64) -> Option<OwnedFd> {
         self.connections.get(&key).and_then(super::server::Connection::duplicate)
     }
@@ -119,11 +127,13 @@ pub fn inspect(control: &str, what: u32) -> anyhow::Result<String> {
     let fd = connect(&address).with_context(|| {
         format!("no engine answers at {control}; is it running? (`sidestep up -c FILE`, or --control SOCKET)")
     })?;
+    // A stopped engine keeps its socket open: its silence must not be ours.
+    rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, Some(ANSWER_PATIENCE))?;
     send(&fd, Request::Inspect { what }.encode().as_bytes(), SendFlags::NOSIGNAL)?;
     let mut text = Vec::new();
     loop {
         let mut packet = [0; MAX_PACKET_BYTES];
-        let (_, n) = recv(&fd, packet.as_mut_slice(), RecvFlags::empty()).context("the engine hung up")?;
+        let (_, n) = recv(&fd, packet.as_mut_slice(), RecvFlags::empty()).context("the engine gives no answer")?;
         match Reply::decode(&packet[..n]) {
             Some((Reply::Text, [])) => return Ok(String::from_utf8(text)?),
             Some((Reply::Text, piece)) => text.extend_from_slice(piece),

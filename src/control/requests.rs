@@ -339,6 +339,10 @@ impl Control {
         let text = match what {
             inspect::SOCKETS => self.sockets_json(),
             inspect::STATS => self.stats_json(),
+            inspect::STOP if !self.may_stop(key) => {
+                let errno = Errno::PERM.raw_os_error().cast_unsigned();
+                return self.reply(key, Reply::Failed { errno }, &[], &[]);
+            }
             inspect::STOP => {
                 self.stop.store(true, Ordering::Release);
                 "{}".into()

@@ -84,6 +84,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// A second descriptor for the same connection.
     pub(super) fn duplicate(&self) -> Option<OwnedFd> {
         self.fd.try_clone().ok()

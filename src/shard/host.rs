@@ -44,7 +44,10 @@ impl Host for Apps {
             return None;
         }
         let shared = view.group.region().slot(slot)?;
-        shared.kind.store(if local.is_ipv4() { kind::TCP4 } else { kind::TCP6 }, Ordering::Relaxed);
+        // As its listener: a dual-stack listener's IPv4 connections are IPv6 sockets to the program.
+        let listener_kind = view.group.region().slot(listening).map(|l| l.kind.load(Ordering::Relaxed));
+        let is_known = |k: &u32| matches!(*k, kind::TCP4 | kind::TCP6);
+        shared.kind.store(listener_kind.filter(is_known).unwrap_or(kind::TCP4), Ordering::Relaxed);
         store_address(&shared.local_address, mapped(local.ip()));
         store_address(&shared.remote_address, mapped(remote.ip()));
         shared.local_port.store(local.port().into(), Ordering::Relaxed);

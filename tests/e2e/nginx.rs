@@ -83,7 +83,7 @@ http {{
   access_log off;
   sendfile on;
   tcp_nopush on;
-  keepalive_requests 1000000;
+  keepalive_requests 1000000000;
   client_max_body_size 300m;
   client_body_temp_path {dir}/body;
   proxy_temp_path {dir}/body;

@@ -28,7 +28,7 @@ enum Blow {
 fn many_points(options: &Options) -> Result<Verdict> {
     let points = if options.quick { 16 } else { 104 };
     let pair = Pair::new("points")?;
-    let _hold = hold(&pair, 9100)?;
+    let mut held = hold(&pair, 9100)?;
     let mut engine = pair.engine(&Setup::default())?;
     let mut random = Random::new(SEED);
     let mut tally: BTreeMap<Blow, (u32, u32)> = BTreeMap::new();
@@ -59,7 +59,6 @@ fn many_points(options: &Options) -> Result<Verdict> {
             Blow::KillProgram => {
                 program.signal_tree(Signal::KILL);
                 program.kill();
-                balanced(&engine).map_err(|e| with_details(&engine, e)).with_context(context)?;
             }
             Blow::StopProgram => {
                 program.signal_tree(Signal::STOP);
@@ -68,8 +67,14 @@ fn many_points(options: &Options) -> Result<Verdict> {
                 engine.stats().with_context(context)?;
                 program.signal_tree(Signal::KILL);
                 program.kill();
-                balanced(&engine).map_err(|e| with_details(&engine, e)).with_context(context)?;
             }
+        }
+        if matches!(blow, Blow::KillProgram | Blow::StopProgram) {
+            // A connection whose peer does not read what a dead program sent is kept and probed for minutes, as on
+            // Linux. Here the peer goes too, so that the books can be looked at.
+            drop(held);
+            held = hold(&pair, 9100)?;
+            balanced(&engine).map_err(|e| with_details(&engine, e)).with_context(context)?;
         }
         ensure!(engine.program.runs(), "{}: the engine ended: {}", context(), engine.program.stderr());
         let entry = tally.entry(blow).or_default();

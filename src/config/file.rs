@@ -404,7 +404,7 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Probl
         Ok(bytes as u32)
     };
     let (rx_buffer, tx_buffer) = (buffer("rx_buffer")?, buffer("tx_buffer")?);
-    let spin = s.text("spin", duration)?.unwrap_or(Duration::from_micros(20));
+    let spin = s.text("spin", duration)?.unwrap_or(Duration::from_micros(50));
     let loopback = s.text("loopback", |t| choice(t, &[("kernel", Loopback::Kernel), ("stack", Loopback::Stack)]))?;
     let kernel_destinations = s.texts("kernel_destinations", prefix)?;
     // Two rules are for loopback.

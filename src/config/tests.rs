@@ -20,7 +20,7 @@ fn the_smallest_file_has_every_default() {
     let i = &c.interfaces[0];
     assert_eq!((i.backend, i.sharing, i.poll), (Backend::AfXdp, Sharing::Own, Poll::Adaptive));
     assert_eq!((i.queues.as_slice(), i.cores.len(), i.ephemeral_ports), (&[0][..], 0, (49152, 65535)));
-    assert_eq!((i.spin, c.programs.spin), (Duration::from_micros(50), Duration::from_micros(20)));
+    assert_eq!((i.spin, c.programs.spin), (Duration::from_micros(50), Duration::from_micros(50)));
     assert_eq!((c.programs.sockets, c.programs.connections), (16_384, 16_384));
     assert_eq!((c.programs.rx_buffer, c.programs.tx_buffer), (262_144, 262_144));
     assert_eq!(c.engine.heartbeat_timeout, Duration::from_secs(1));

@@ -10,9 +10,6 @@ use super::run::Shard;
 use crate::clock::Clock;
 use crate::port::FrameIo;
 
-/// Idle turns in a row before the core is offered to others at each turn: work often comes in bursts.
-const TURNS_BEFORE_YIELD: u32 = 2;
-
 /// How a shard waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdlePolicy {
@@ -96,8 +93,9 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                         idle_turns = 0;
                     }
                 }
-                _ if idle_turns >= TURNS_BEFORE_YIELD => rustix::thread::sched_yield(),
-                _ => std::hint::spin_loop(),
+                // At once: where a program shares the core, nothing more can come from it until it has run; where none
+                // does, the call returns after a few hundred nanoseconds.
+                _ => rustix::thread::sched_yield(),
             }
         }
         Ok(())

@@ -63,14 +63,19 @@ udp.bind((own, 0))
 timed = connected()
 timed.settimeout(600)
 
-call("recv", connected(), lambda s: s.recv(1))
-call("send", connected(), fill)
-call("accept", listener, lambda s: s.accept())
-call("epoll", connected(), epoll)
-call("poll", connected(), poll)
-call("select", connected(), selected)
-call("recvfrom", udp, lambda s: s.recvfrom(1))
-call("timed-recv", timed, lambda s: s.recv(1))
+# All sockets before any thread: a connection that fails here must end the program, not leave threads at the barrier.
+calls = [
+    ("recv", connected(), lambda s: s.recv(1)),
+    ("send", connected(), fill),
+    ("accept", listener, lambda s: s.accept()),
+    ("epoll", connected(), epoll),
+    ("poll", connected(), poll),
+    ("select", connected(), selected),
+    ("recvfrom", udp, lambda s: s.recvfrom(1)),
+    ("timed-recv", timed, lambda s: s.recv(1)),
+]
+for each in calls:
+    call(*each)
 started.wait()
 time.sleep(0.05)
 print("blocked", flush=True)

@@ -323,6 +323,7 @@ impl Control {
         if let Some(pid) = state.pids.get_mut(process as usize) {
             *pid = None;
         }
+        let last = state.pids.iter().all(Option::is_none);
         let shared = Arc::clone(&state.group);
         let region = shared.region();
         if let Some(p) = region.process(process) {
@@ -344,9 +345,12 @@ impl Control {
                     sidestep_shm::lock::break_for(lock, process);
                 }
                 shared_slot.let_go(process);
+                if last {
+                    shared_slot.let_all_go();
+                }
             }
         }
-        self.ask_all(|reply| Message::ProcessDied { group, process, reply });
+        self.ask_all(|reply| Message::ProcessDied { group, process, last, reply });
         let unheld: Vec<u32> = self
             .group(group)
             .map(|s| s.books.keys().copied().filter(|&n| region.slot(n).is_some_and(|s| !s.is_held())).collect())

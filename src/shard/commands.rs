@@ -43,8 +43,8 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     self.apps.set_doorbell(group, queue, doorbell);
                     let _ = reply.send(());
                 }
-                Message::ProcessDied { group, process, reply } => {
-                    self.apps.process_died(&mut self.stack, now, group, process);
+                Message::ProcessDied { group, process, last, reply } => {
+                    self.apps.process_died(&mut self.stack, now, group, process, last);
                     let _ = reply.send(());
                 }
                 Message::Listen { group, slot, at, backlog, options, reuse_port, reply } => {
@@ -347,10 +347,10 @@ impl Apps {
         let Some(index) = self.index_of(group, slot) else { return };
         match self.get(index).map(|s| &s.kind) {
             Some(Kind::Listener(l)) => {
-                let (id, head, tail) = (l.id, l.head, l.tail);
+                let id = l.id;
                 stack.tcp_unlisten(id);
                 self.remove(index);
-                self.reset_unaccepted(stack, now, (group, slot), head, tail);
+                self.reset_unaccepted(stack, now, group, slot);
             }
             Some(Kind::Datagram(d)) => {
                 stack.udp_close(d.id);
@@ -364,15 +364,16 @@ impl Apps {
     }
 
     /// As Linux: connections that nobody accepted are reset when their listener closes.
-    fn reset_unaccepted(&mut self, stack: &mut Stack, now: Instant, listener: (u32, u32), head: u64, tail: u64) {
-        let (group, listening) = listener;
-        let waiting: Vec<u32> = {
-            let ring = self.region(group).and_then(|r| r.accept_ring(listening, self.shard));
-            let unclaimed = |p: u64| ring.and_then(|r| r.entry(p)).filter(|(_, claimant)| claimant.is_none());
-            (head..tail).filter_map(unclaimed).map(|(slot, _)| slot).collect()
+    fn reset_unaccepted(&mut self, stack: &mut Stack, now: Instant, group: u32, listening: u32) {
+        // By our own books: what stands in the ring may be damaged.
+        let waits = |s: &&Socket| match s.kind {
+            Kind::Stream(StreamSocket { queued, .. }) | Kind::Over { queued, .. } => {
+                s.group == group && queued.is_some_and(|(l, _)| l == listening)
+            }
+            _ => false,
         };
+        let waiting: Vec<u32> = self.all().filter(waits).map(|s| s.slot).collect();
         for slot in waiting {
-            // The entry came from shared memory: only a stream that waits on this very listener is touched.
             let held = self.region(group).and_then(|r| r.slot(slot)).is_none_or(Slot::is_held);
             if let Some(index) = self.index_of(group, slot) {
                 self.reap(index);
@@ -390,7 +391,7 @@ impl Apps {
     }
 
     /// A process is gone: it holds nothing any more, and what only it held is closed.
-    fn process_died(&mut self, stack: &mut Stack, now: Instant, group: u32, process: u32) {
+    fn process_died(&mut self, stack: &mut Stack, now: Instant, group: u32, process: u32, last: bool) {
         let Some(shared_group) = self.view(group).map(|v| Arc::clone(&v.group)) else { return };
         for index in self.indices_of_group(group) {
             let Some(slot) = self.get(index).map(|s| s.slot) else { continue };
@@ -398,7 +399,10 @@ impl Apps {
             for lock in [&shared.rx_lock, &shared.tx_lock, &shared.call_lock] {
                 sidestep_shm::lock::break_for(lock, process);
             }
-            let held = shared.let_go(process);
+            let held = shared.let_go(process) || last;
+            if last {
+                shared.let_all_go();
+            }
             // A connection that it claimed from the accept ring without living to hold it counts as held by it.
             let claimed = match self.get(index).map(|s| &s.kind) {
                 Some(Kind::Stream(StreamSocket { queued: Some((listening, position)), .. })) => shared_group

@@ -55,6 +55,8 @@ pub enum Message {
     ProcessDied {
         group: u32,
         process: u32,
+        /// No process of the group is left: whatever its memory says, nobody holds anything.
+        last: bool,
         reply: SyncSender<()>,
     },
     Listen {

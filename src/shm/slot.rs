@@ -195,6 +195,11 @@ impl Slot {
         self.holders.get(process as usize / 64).is_some_and(|w| w.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
     }
 
+    /// No process has it open any more: the engine's, when a group has no process left.
+    pub fn let_all_go(&self) {
+        self.holders.iter().for_each(|w| w.store(0, Ordering::SeqCst));
+    }
+
     /// Whether any process has it open.
     #[must_use]
     pub fn is_held(&self) -> bool {

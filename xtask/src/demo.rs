@@ -70,6 +70,11 @@ pub fn main(options: &mut Options<'_>) -> Result<ExitCode> {
         "   call, so latencies say nothing about AF_XDP), and the client is the kernel's stack at the other end of"
     );
     println!("   that device. The stack, the shared memory and the unmodified nginx are the same.");
+    // Debian gives everybody this device; some machines do not, and then the failure would come late and say little.
+    let tun = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    tun.context(
+        "/dev/net/tun can't be opened: TAP needs it (root: `chmod 666 /dev/net/tun`, which is Debian's default)",
+    )?;
     let me = std::env::current_exe()?;
     // A tmpfs on /run: `ip netns` keeps names there, and the real one belongs to root.
     let mut command = Command::new("unshare");

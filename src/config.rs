@@ -16,6 +16,9 @@ use sidestep_stack::{InterfaceAddress, Limits, Mac, Route, StaticNeighbor, TcpCo
 
 pub use crate::xdp::{AttachMode, ZeroCopy};
 
+/// The control socket of an engine that was told of no other.
+pub const DEFAULT_CONTROL: &str = "/run/sidestep/engine.sock";
+
 /// Everything an engine is started with.
 #[derive(Clone, Debug)]
 pub struct Config {

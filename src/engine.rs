@@ -15,7 +15,7 @@ use sidestep_shm::wire::RouteRule;
 use sidestep_stack::{Instant, Limits, Mac, NeighborMode, Rss, Stack, StackConfig};
 
 use crate::clock::{Clock, MonotonicClock};
-use crate::config::{Backend, Config, Interface, Loopback, Poll, Sharing};
+use crate::config::{Backend, Config, DEFAULT_CONTROL, Interface, Loopback, Poll, Sharing};
 use crate::control::address::mapped;
 use crate::control::neighbors::KernelNeighbors;
 use crate::control::{Control, ControlSettings, EngineGauges};
@@ -260,12 +260,7 @@ impl Engine {
     }
 
     fn ask_all<T>(&self, make: impl Fn(std::sync::mpsc::SyncSender<T>) -> Message) -> Vec<T> {
-        let ask = |mailbox: &Mailbox| {
-            let (reply, answer) = std::sync::mpsc::sync_channel(1);
-            mailbox.send(make(reply)).ok()?;
-            answer.recv_timeout(crate::control::SHARD_PATIENCE).ok()
-        };
-        self.mailboxes.iter().filter_map(ask).collect()
+        self.mailboxes.iter().filter_map(|m| m.ask(&make, crate::control::SHARD_PATIENCE)).collect()
     }
 
     /// Stops: traffic goes to the kernel first, then the programs learn that the engine is gone.
@@ -433,7 +428,7 @@ fn control_settings(config: &Config, parts: &Parts<'_>) -> anyhow::Result<Contro
 
 /// The control socket of a configuration, or one that nobody else has.
 fn control_name(config: &Config) -> String {
-    config.engine.control.clone().unwrap_or_else(|| "/run/sidestep/engine.sock".into())
+    config.engine.control.clone().unwrap_or_else(|| DEFAULT_CONTROL.into())
 }
 
 /// All randomness of the engine comes from here: the configuration's seed, or the kernel's.

@@ -21,8 +21,7 @@ use clap::{Args, Parser, Subcommand};
 use sidestep::config::Config;
 use sidestep_shm::wire::ENV_SOCKET;
 
-/// Control socket of an engine that was told no other.
-pub const DEFAULT_CONTROL: &str = "/run/sidestep/engine.sock";
+pub use sidestep::config::DEFAULT_CONTROL;
 /// Where `run` looks for a configuration when it is told none.
 pub const DEFAULT_CONFIG: &str = "/etc/sidestep/sidestep.toml";
 /// Wrong use or a wrong configuration; clap's code for wrong arguments.

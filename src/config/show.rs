@@ -17,7 +17,7 @@ impl Config {
         };
         // A section's heading is a line without a key.
         let e = &self.engine;
-        line("[engine]\ncontrol", &quoted(e.control.as_deref().unwrap_or("/run/sidestep/engine.sock")));
+        line("[engine]\ncontrol", &quoted(e.control.as_deref().unwrap_or(super::DEFAULT_CONTROL)));
         if let Some(seed) = e.seed {
             line("seed", &seed);
         }

@@ -2,14 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// 16 bytes of an address.
-#[must_use]
-pub fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
+/// 16 bytes of an address: what a program's side of the border writes.
+pub use sidestep_client::to_wire as mapped;
 
 /// The address that 16 bytes mean: mapped ones are IPv4.
 #[must_use]

@@ -92,6 +92,8 @@ impl Control {
                 let patience = rustix::event::Timespec { tv_sec: 2, tv_nsec: 0 };
                 let _ = rustix::event::poll(&mut [ready], Some(&patience));
                 if send(&fd, &packet, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_err() {
+                    // The tool must not wait for the rest.
+                    let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
                     return;
                 }
             }

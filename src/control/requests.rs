@@ -141,9 +141,10 @@ impl Control {
         let (port, binding) =
             if port == 0 { self.any_port(protocol, make)? } else { self.this_port(protocol, port, make)? };
         let at = ListenAddress { address: binding.address, port, ipv4: binding.ipv4, ipv6: binding.ipv6 };
-        let reuse = binding.reuse_address || binding.reuse_port;
+        let reuse_port = binding.reuse_port;
+        let reuse = binding.reuse_address || reuse_port;
         self.ports.claim(protocol, port, binding);
-        let book = Book { protocol, address, port, kind: socket_kind, options, listening: false };
+        let book = Book { protocol, address, at, reuse_port, listening: false };
         if let Some(state) = self.group_mut(group) {
             state.books.insert(slot, book);
         }
@@ -233,7 +234,7 @@ impl Control {
         }
         let first_time = !book.listening;
         if first_time {
-            if !self.ports.listen(book.port, group, slot) {
+            if !self.ports.listen(book.at.port, group, slot) {
                 return Err(Errno::ADDRINUSE);
             }
             if !shared.take(slot, USED_BY_CONTROL) {
@@ -243,17 +244,8 @@ impl Control {
             in_shared.shard.store(0, Ordering::Release);
         }
         let backlog = backlog.clamp(1, AcceptRing::capacity_for(&geometry));
-        let ip = unmapped(book.address);
-        let any = ip.is_unspecified();
-        let v6_socket = book.kind == kind::TCP6;
-        let at = ListenAddress {
-            address: (!any).then_some(ip),
-            port: book.port,
-            ipv4: ip.is_ipv4() || (any && v6_socket && book.options & option::V6_ONLY == 0),
-            ipv6: ip.is_ipv6(),
-        };
+        let (at, reuse_port) = (book.at, book.reuse_port);
         let options = crate::shard::read_options(in_shared);
-        let reuse_port = book.options & option::REUSE_PORT != 0;
         let done = self.ask_all(|reply| Message::Listen { group, slot, at, backlog, options, reuse_port, reply });
         if !done.iter().all(|d| matches!(d, Some(Ok(())))) {
             if first_time {
@@ -266,7 +258,7 @@ impl Control {
         }
         in_shared.tcp_state.store(TcpState::Listen as u32, Ordering::Relaxed);
         in_shared.status.fetch_or(status::OPEN | status::LISTENING, Ordering::SeqCst);
-        Ok(Reply::Done { address: mapped(ip), port: book.port })
+        Ok(Reply::Done { address: book.address, port: book.at.port })
     }
 
     /// The last holder of a slot in the books is gone.
@@ -292,12 +284,12 @@ impl Control {
         let Some(state) = self.group_mut(group) else { return };
         let shared = Arc::clone(&state.group);
         if let Some(book) = state.books.remove(&slot)
-            && let Some(binding) = self.ports.release(book.protocol, book.port, group, slot)
+            && let Some(binding) = self.ports.release(book.protocol, book.at.port, group, slot)
         {
             let (first, last) = self.settings.ephemeral_ports;
-            if self.settings.shared_address && !(first..=last).contains(&book.port) {
+            if self.settings.shared_address && !(first..=last).contains(&book.at.port) {
                 // Connections may outlive their listener: the port stays ours until the last one is gone.
-                self.leaving.push((book.protocol, book.port, binding));
+                self.leaving.push((book.protocol, book.at.port, binding));
             }
         }
         shared.set_bound(slot, false);

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
 use rustix::event::epoll;
@@ -17,6 +17,8 @@ use rustix::net::{
 use sidestep_shm::Geometry;
 use sidestep_shm::layout::MAX_PROCESSES;
 use sidestep_shm::wire::{MAX_PACKET_BYTES, Reply, Request, RouteRule};
+
+use sidestep_stack::ListenAddress;
 
 use super::SHARD_PATIENCE;
 use super::group::Group;
@@ -70,10 +72,10 @@ pub(super) struct GroupState {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Book {
     pub protocol: Protocol,
+    /// As the program gave it.
     pub address: [u8; 16],
-    pub port: u16,
-    pub kind: u32,
-    pub options: u32,
+    pub at: ListenAddress,
+    pub reuse_port: bool,
     pub listening: bool,
 }
 
@@ -242,19 +244,11 @@ impl Control {
 
     /// Asks one shard and waits for its answer.
     pub(super) fn ask<T>(&self, shard: usize, make: impl FnOnce(SyncSender<T>) -> Message) -> Option<T> {
-        let (reply, answer) = sync_channel(1);
-        let mut message = make(reply);
-        // The box is full only if the shard's core was taken for long; it is asked again until patience ends.
-        for _ in 0..20 {
-            match self.mailboxes.get(shard)?.send(message) {
-                Ok(()) => return answer.recv_timeout(SHARD_PATIENCE).ok(),
-                Err(back) => message = back,
-            }
-            let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: SHARD_PATIENCE.as_nanos() as i64 / 20 };
-            let _ = rustix::event::poll(&mut [], Some(&pause));
+        let answer = self.mailboxes.get(shard)?.ask(make, SHARD_PATIENCE);
+        if answer.is_none() {
+            tracing::error!(shard, "a shard doesn't answer");
         }
-        tracing::error!(shard, "a shard doesn't answer");
-        None
+        answer
     }
 
     /// Asks every shard; None for those that don't answer.
@@ -341,9 +335,7 @@ impl Control {
         let held: Vec<u32> = self.group(group).map(|s| s.books.keys().copied().collect()).unwrap_or_default();
         for slot in held {
             if let Some(shared_slot) = region.slot(slot) {
-                for lock in [&shared_slot.rx_lock, &shared_slot.tx_lock, &shared_slot.call_lock] {
-                    sidestep_shm::lock::break_for(lock, process);
-                }
+                shared_slot.break_locks(process);
                 shared_slot.let_go(process);
                 if last {
                     shared_slot.let_all_go();

@@ -332,11 +332,6 @@ impl Apps {
     /// Called once, before any group is added.
     pub(super) fn sleep_on(&mut self, sleeper: Sleeper) {
         self.sleeper = Some(sleeper);
-        for view in self.views.iter().flatten() {
-            if let (Some(sleeper), Some(fd)) = (&self.sleeper, view.group.doorbell(self.shard)) {
-                let _ = sleeper.add_doorbell(fd);
-            }
-        }
     }
 
     pub(super) fn sleeper(&self) -> Option<&Sleeper> {

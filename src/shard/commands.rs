@@ -3,6 +3,7 @@
 //! Every shared word is read once, then checked, then used. A program that writes numbers that can't be loses that
 //! socket and nothing else.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -131,10 +132,7 @@ impl Apps {
         if !group.take(slot, self.shard + 1) {
             return;
         }
-        let remote = endpoint(
-            load_address(&shared.wanted_remote_address),
-            shared.wanted_remote_port.load(Ordering::Relaxed) as u16,
-        );
+        let remote = wanted_remote(shared);
         let local_bytes = load_address(&shared.wanted_local_address);
         let local_port = shared.wanted_local_port.load(Ordering::Relaxed) as u16;
         let local = match (is_unspecified(local_bytes), local_port) {
@@ -267,10 +265,7 @@ impl Apps {
         let wants = shared.request.load(Ordering::Acquire);
         let tx_tail = shared.tx_tail.load(Ordering::Acquire);
         let capacity = u64::from(group.region().geometry().tx_bytes);
-        let remote = endpoint(
-            load_address(&shared.wanted_remote_address),
-            shared.wanted_remote_port.load(Ordering::Relaxed) as u16,
-        );
+        let remote = wanted_remote(shared);
         let Some(Socket { kind: Kind::Datagram(d), .. }) = self.at(index) else { return };
         let id = d.id;
         if tx_tail < d.tx_tail || tx_tail - d.tx_head > capacity {
@@ -396,9 +391,7 @@ impl Apps {
         for index in self.indices_of_group(group) {
             let Some(slot) = self.get(index).map(|s| s.slot) else { continue };
             let Some(shared) = shared_group.region().slot(slot) else { continue };
-            for lock in [&shared.rx_lock, &shared.tx_lock, &shared.call_lock] {
-                sidestep_shm::lock::break_for(lock, process);
-            }
+            shared.break_locks(process);
             let held = shared.let_go(process) || last;
             if last {
                 shared.let_all_go();
@@ -420,6 +413,12 @@ impl Apps {
             }
         }
     }
+}
+
+/// Where a program wants its socket connected.
+fn wanted_remote(shared: &Slot) -> SocketAddr {
+    let port = shared.wanted_remote_port.load(Ordering::Relaxed) as u16;
+    endpoint(load_address(&shared.wanted_remote_address), port)
 }
 
 /// The options of a slot, as the stack takes them.

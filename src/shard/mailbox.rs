@@ -6,7 +6,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
@@ -19,6 +20,8 @@ use crate::control::group::Group;
 const FRAMES: usize = 1024;
 /// Messages that wait at most: the control thread has one or two under way.
 const MESSAGES: usize = 1024;
+/// Times that a full box is tried within the patience of whoever asks.
+const TRIES: u32 = 20;
 
 /// A frame that its first shard could not place.
 #[derive(Debug)]
@@ -143,6 +146,21 @@ impl Mailbox {
         let sent = self.messages.push(message);
         self.ring();
         sent
+    }
+
+    /// Asks the shard and waits for its answer; None when none comes within `patience`.
+    pub fn ask<T>(&self, make: impl FnOnce(SyncSender<T>) -> Message, patience: Duration) -> Option<T> {
+        let (reply, answer) = sync_channel(1);
+        let mut message = make(reply);
+        // The box is full only if the shard's core was taken for long; it is asked again until patience ends.
+        for _ in 0..TRIES {
+            match self.send(message) {
+                Ok(()) => return answer.recv_timeout(patience).ok(),
+                Err(back) => message = back,
+            }
+            std::thread::park_timeout(patience / TRIES);
+        }
+        None
     }
 
     pub(super) fn next_frame(&self) -> Option<Foreign> {

@@ -195,6 +195,13 @@ impl Slot {
         self.holders.get(process as usize / 64).is_some_and(|w| w.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
     }
 
+    /// Opens the locks that a dead process left behind: the engine's.
+    pub fn break_locks(&self, process: u32) {
+        for word in [&self.rx_lock, &self.tx_lock, &self.call_lock] {
+            crate::lock::break_for(word, process);
+        }
+    }
+
     /// No process has it open any more: the engine's, when a group has no process left.
     pub fn let_all_go(&self) {
         self.holders.iter().for_each(|w| w.store(0, Ordering::SeqCst));

@@ -18,7 +18,7 @@ use crate::clock::{Clock, MonotonicClock};
 use crate::config::{Backend, Config, DEFAULT_CONTROL, Interface, Loopback, Poll, Sharing};
 use crate::control::address::mapped;
 use crate::control::neighbors::KernelNeighbors;
-use crate::control::{Control, ControlSettings, EngineGauges};
+use crate::control::{Books, Control, ControlSettings, EngineGauges};
 use crate::port::FrameIo;
 use crate::port::af_packet::AfPacketPort;
 use crate::port::tap::TapPort;
@@ -110,18 +110,10 @@ impl Engine {
         };
         let settings = control_settings(config, &parts)?;
         let random = u64::from_le_bytes(parts.seed[..8].try_into().unwrap_or([1; 8])) | 1;
-        let thread = Control::open(
-            &control,
-            settings,
-            Arc::clone(&parts.mailboxes),
-            Arc::clone(&parts.notices),
-            steering.clone(),
-            neighbors,
-            Arc::clone(&engine.gauges),
-            Arc::clone(&engine.stop),
-            random,
-        )
-        .with_context(|| {
+        let (mailboxes, gauges) = (Arc::clone(&parts.mailboxes), Arc::clone(&engine.gauges));
+        let books = Books::new(settings, mailboxes, steering.clone(), gauges, random, None);
+        let (notices, stop) = (Arc::clone(&parts.notices), Arc::clone(&engine.stop));
+        let thread = Control::open(&control, books, notices, neighbors, stop).with_context(|| {
             format!(
                 "open the control socket {control}; if another engine uses it, stop that one or name another socket"
             )
@@ -377,7 +369,7 @@ fn stack_config(parts: &Parts<'_>, number: u32, queue: u32) -> StackConfig {
 }
 
 /// The part of the ephemeral range that is shard `number`'s.
-fn port_share((first, last): (u16, u16), number: u32, shards: u32) -> (u16, u16) {
+pub(crate) fn port_share((first, last): (u16, u16), number: u32, shards: u32) -> (u16, u16) {
     let count = u32::from(last - first) + 1;
     let at = |n: u32| u32::from(first) + count * n / shards;
     (at(number) as u16, (at(number + 1) - 1) as u16)
@@ -455,7 +447,7 @@ fn seed(config: &Config) -> [u8; 32] {
 }
 
 /// Shards share the keys (a flow's ISN must not depend on where it lands), but not the sequence of draws.
-fn shard_seed(mut seed: [u8; 32], number: u32) -> [u8; 32] {
+pub(crate) fn shard_seed(mut seed: [u8; 32], number: u32) -> [u8; 32] {
     for (byte, n) in seed[24..].iter_mut().zip(number.to_le_bytes()) {
         *byte ^= n;
     }

@@ -12,13 +12,14 @@
 //! | `sidestep_preload` | libc's socket calls for unmodified programs |
 //!
 //! Beside the path: [`control`] (attach, bind, listen, cleaning up after the dead), [`config`], [`engine`] (starts and
-//! stops it all), [`clock`].
+//! stops it all), [`local`] (the same engine without threads, driven by its caller), [`clock`].
 #![deny(unsafe_code)]
 
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod engine;
+pub mod local;
 #[allow(unsafe_code)]
 pub mod port;
 pub mod shard;

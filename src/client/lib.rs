@@ -47,7 +47,7 @@ pub use control::AttachError;
 pub use datagram::DatagramOptions;
 pub use readiness::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, POLLRDNORM, POLLWRNORM};
 pub use rustix::io::Errno;
-pub use session::{ForkTicket, Session};
+pub use session::{ForkTicket, Handover, InProcess, Session};
 pub use sidestep_shm as shm;
 pub use socket::Number;
 pub use sys::{Deadline, Fd, now_ns};

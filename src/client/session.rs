@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::SealFlags;
 use rustix::io::{Errno, FdFlags};
@@ -17,7 +17,7 @@ use sidestep_shm::{Region, Slot};
 
 use crate::address::to_wire;
 use crate::control::{self, AttachError, Descriptors, Packet};
-use crate::sys::{Fd, Patience, close_raw, coarse_ns, errno, move_high};
+use crate::sys::{Fd, Patience, close_raw, coarse_ns, errno, high_numbers_from, move_high};
 
 /// How long a heartbeat must have been seen not to move before it counts against the engine, in nanoseconds. Without
 /// it, a host on which both sides were frozen (SIGSTOP, cgroup freezer) and the program runs first would see a dead
@@ -46,6 +46,8 @@ pub struct Session {
     stale_since: AtomicU64,
     /// Thread id of who talks on the control connection; 0 for nobody.
     talking: AtomicU32,
+    /// Engine and program are one process: requests are answered inside the call, and there is no connection.
+    in_process: Option<Box<dyn InProcess>>,
     /// Round robin over shards, for connect and accept.
     pub(crate) turn: AtomicU32,
 }
@@ -64,6 +66,24 @@ impl ForkTicket {
     pub fn process(&self) -> u32 {
         self.process
     }
+}
+
+/// An engine in the program's own process. Dropping it is what the end of a control connection is: the engine closes
+/// the process's sockets.
+pub trait InProcess: Send + Sync {
+    /// Answers a request, with the descriptor that goes with it; the packet that would come back over a connection.
+    fn call(&self, request: &Request, with: Option<OwnedFd>) -> Reply;
+}
+
+/// What an engine in the same process hands over: what comes with a `Welcome` otherwise.
+#[derive(Debug)]
+pub struct Handover<'a> {
+    /// [`Reply::Welcome`], and the encoded route rules that follow it.
+    pub welcome: Reply,
+    pub rules: &'a [u8],
+    /// The group's memory, and one doorbell a shard. Duplicated.
+    pub memory: BorrowedFd<'a>,
+    pub doorbells: &'a [OwnedFd],
 }
 
 /// What a `Welcome` says.
@@ -114,13 +134,46 @@ impl Session {
 
     /// Reads the `Welcome` off the connection and maps what comes with it.
     fn welcomed(control: Fd, socket: &str) -> Result<Self, AttachError> {
-        let named = || socket.to_owned();
-        let garbled = |what| AttachError::Garbled { socket: named(), what };
         let mut packet = Packet::new();
         let mut fds: Descriptors = [const { None }; 1 + MAX_SHARDS as usize];
         control::receive(control.as_fd(), &mut packet, Some(&mut fds), false)
-            .map_err(|cause| AttachError::Handshake { socket: named(), cause })?;
-        let (welcome, rules) = match packet.reply() {
+            .map_err(|cause| AttachError::Handshake { socket: socket.to_owned(), cause })?;
+        let mut fds = fds.into_iter().map_while(|fd| fd);
+        let memfd = fds.next();
+        Self::assembled(control, socket, packet.reply(), memfd, fds.collect(), None)
+    }
+
+    /// Attaches to an engine in this process, which answers requests inside the calls that make them; from then on all
+    /// is as with an engine elsewhere, but that [`Self::control`] never hangs up and the engine counts as alive until
+    /// [`Self::mark_dead`]. Nothing in the session's verbs reads a clock then.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn in_process(engine: Box<dyn InProcess>, handover: &Handover<'_>) -> Result<Self, AttachError> {
+        let socket = "(this process)";
+        let failed = |cause| AttachError::Handshake { socket: socket.into(), cause };
+        let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, high_numbers_from()).map(Fd::from);
+        // Stands for the connection where one is polled: an eventfd that nobody writes.
+        let silent = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).map_err(failed)?;
+        let silent = move_high(Fd::from(silent)).map_err(failed)?;
+        let memory = copy(handover.memory).map_err(failed)?;
+        let bells = handover.doorbells.iter().map(|b| copy(b.as_fd())).collect::<Result<_, _>>().map_err(failed)?;
+        let reply = Some((handover.welcome, handover.rules));
+        Self::assembled(silent, socket, reply, Some(memory), bells, Some(engine))
+    }
+
+    /// Checks a `Welcome` and what came with it, and maps the memory.
+    fn assembled(
+        control: Fd,
+        socket: &str,
+        reply: Option<(Reply, &[u8])>,
+        memory: Option<Fd>,
+        bells: Vec<Fd>,
+        in_process: Option<Box<dyn InProcess>>,
+    ) -> Result<Self, AttachError> {
+        let named = || socket.to_owned();
+        let garbled = |what| AttachError::Garbled { socket: named(), what };
+        let (welcome, rules) = match reply {
             Some((Reply::Welcome { process, shards, region_bytes, group, spin_us, rules }, payload)) => {
                 let welcome = Welcome { process, shards, region_bytes, group, spin_us };
                 (welcome, decode_rules(rules, payload).ok_or_else(|| garbled("route rules"))?)
@@ -133,9 +186,7 @@ impl Session {
         if welcome.process >= MAX_PROCESSES || welcome.shards == 0 || welcome.shards > MAX_SHARDS {
             return Err(garbled("numbers out of range"));
         }
-        let mut fds = fds.into_iter().map_while(|fd| fd);
-        let memfd = fds.next().ok_or_else(|| garbled("no shared memory"))?;
-        let bells: Vec<Fd> = fds.collect();
+        let memfd = memory.ok_or_else(|| garbled("no shared memory"))?;
         if bells.len() != welcome.shards as usize {
             return Err(garbled("not one doorbell a shard"));
         }
@@ -150,7 +201,7 @@ impl Session {
             process: AtomicU32::new(welcome.process),
             control: AtomicI32::new(control.into_raw()),
             bells,
-            address: control::parse_address(socket).ok(),
+            address: if in_process.is_some() { None } else { control::parse_address(socket).ok() },
             group: welcome.group,
             spin: Duration::from_micros(u64::from(welcome.spin_us)),
             rules: rules.0,
@@ -159,6 +210,7 @@ impl Session {
             stale_beat: AtomicU64::new(0),
             stale_since: AtomicU64::new(0),
             talking: AtomicU32::new(0),
+            in_process,
             turn: AtomicU32::new(welcome.process),
         })
     }
@@ -212,6 +264,9 @@ impl Session {
     pub fn is_alive(&self) -> bool {
         if self.dead.load(Ordering::Relaxed) {
             return false;
+        }
+        if self.in_process.is_some() {
+            return true;
         }
         let beat = self.region.header().heartbeat.load(Ordering::Relaxed);
         let now = coarse_ns();
@@ -345,6 +400,10 @@ impl Session {
         if !self.is_alive() {
             return Err(Errno::NETDOWN);
         }
+        if let Some(engine) = &self.in_process {
+            let with = with.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0)).transpose().map_err(|_| Errno::MFILE)?;
+            return done(Some(engine.call(request, with)));
+        }
         let me = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         let mut patience = Patience::new();
         while let Err(other) = self.talking.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
@@ -362,11 +421,7 @@ impl Session {
         }
         self.talking.store(0, Ordering::Release);
         outcome.map_err(|_| Errno::NETDOWN)?;
-        match packet.reply() {
-            Some((Reply::Done { address, port }, _)) => Ok((address, port)),
-            Some((Reply::Failed { errno: number }, _)) if number != 0 => Err(errno(number)),
-            _ => Err(Errno::PROTO),
-        }
+        done(packet.reply().map(|(reply, _)| reply))
     }
 
     /// The slot, or EBADF.
@@ -405,6 +460,15 @@ impl core::fmt::Debug for Session {
             .field("control", &self.control().as_raw_fd())
             .field("alive", &!self.dead.load(Ordering::Relaxed))
             .finish_non_exhaustive()
+    }
+}
+
+/// What a reply that should be `Done` says.
+fn done(reply: Option<Reply>) -> Result<([u8; 16], u16), Errno> {
+    match reply {
+        Some(Reply::Done { address, port }) => Ok((address, port)),
+        Some(Reply::Failed { errno: number }) if number != 0 => Err(errno(number)),
+        _ => Err(Errno::PROTO),
     }
 }
 

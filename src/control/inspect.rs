@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recv, send, socket_with,
 };
 use serde_json::{Value, json};
-use sidestep_shm::wire::{MAX_PACKET_BYTES, Reply, Request};
+use sidestep_shm::wire::{MAX_PACKET_BYTES, Reply, Request, inspect as question};
 
+use super::books::Books;
 use super::server::{Control, unix_address};
 use crate::shard::mailbox::Message;
 
@@ -17,8 +20,9 @@ const PIECE_BYTES: usize = MAX_PACKET_BYTES - 64;
 /// How long a tool waits for a piece of an answer.
 const ANSWER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
-impl Control {
-    pub(super) fn sockets_json(&self) -> String {
+impl Books {
+    /// Every socket: JSON, an array of [`crate::shard::SocketRow`] with the program's name.
+    pub fn sockets_json(&self) -> String {
         let mut rows: Vec<_> =
             self.ask_all(|reply| Message::Sockets { reply }).into_iter().flatten().flatten().collect();
         // A listener is on every shard: one row for it, with what waits on all of them.
@@ -46,7 +50,8 @@ impl Control {
         Value::Array(values).to_string()
     }
 
-    pub(super) fn stats_json(&self) -> String {
+    /// `connections`: how many the control socket has.
+    pub(super) fn stats_json(&self, connections: usize) -> String {
         let shards: Vec<_> = self.ask_all(|reply| Message::Report { reply }).into_iter().flatten().collect();
         let steering = self.steering.as_ref().and_then(|s| s.lock().ok()).map(|s| s.counters());
         let groups: Vec<Value> = self
@@ -72,13 +77,35 @@ impl Control {
             "steering": steering,
             "groups": groups,
             "ports_claimed": self.ports.len(),
-            "control_connections": self.connections.len(),
+            "control_connections": connections,
         })
         .to_string()
     }
+}
+
+impl Control {
+    pub(super) fn inspect(&mut self, key: u64, what: u32) {
+        let text = match what {
+            question::SOCKETS => self.books.sockets_json(),
+            question::STATS => self.books.stats_json(self.connections.len()),
+            question::STOP if !self.may_stop(key) => {
+                let errno = Errno::PERM.raw_os_error().cast_unsigned();
+                return self.reply(key, Reply::Failed { errno }, &[], &[]);
+            }
+            question::STOP => {
+                self.stop.store(true, Ordering::Release);
+                "{}".into()
+            }
+            _ => {
+                let errno = Errno::INVAL.raw_os_error().cast_unsigned();
+                return self.reply(key, Reply::Failed { errno }, &[], &[]);
+            }
+        };
+        self.send_text(key, &text);
+    }
 
     /// Sends a long answer in pieces. The tool reads as they come; one that does not loses its connection.
-    pub(super) fn send_text(&mut self, key: u64, text: &str) {
+    fn send_text(&mut self, key: u64, text: &str) {
         let Some(fd) = self.connection_fd(key) else { return };
         // A tool's socket takes few packets at once: waiting for it must not stop the control thread, so the answer
         // goes out on a thread of its own.
@@ -104,7 +131,7 @@ impl Control {
     }
 
     /// Any user may attach a program; only root and the engine's own user may stop the engine.
-    pub(super) fn may_stop(&self, key: u64) -> bool {
+    fn may_stop(&self, key: u64) -> bool {
         let peer = self.connections.get(&key).and_then(|c| rustix::net::sockopt::socket_peercred(c.fd()).ok());
         peer.is_some_and(|p| p.uid.is_root() || p.uid == rustix::process::geteuid())
     }

@@ -3,18 +3,23 @@
 //! In: requests on the control socket, notices of shards, changes of the kernel's neighbour table. Out: replies,
 //! messages to shards, ports marked for the XDP program. It owns the port table and the groups; shards never wait for
 //! it, and it waits for them only as long as [`SHARD_PATIENCE`].
+//!
+//! [`books`] and [`requests`] decide, and know neither sockets nor threads; [`server`] is the thread with the socket.
+//! [`crate::local`] calls the same books without either.
 
 pub mod address;
+pub mod books;
 #[allow(unsafe_code)]
 pub mod group;
 mod inspect;
 pub mod neighbors;
 pub mod ports;
-mod requests;
+pub mod requests;
 mod server;
 
+pub use books::{Books, ControlSettings, EngineGauges};
 pub use inspect::inspect;
-pub use server::{Control, ControlSettings, EngineGauges};
+pub use server::Control;
 
 use std::time::Duration;
 

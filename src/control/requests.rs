@@ -1,6 +1,6 @@
 //! Requests of programs, one function each.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,24 +8,43 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use sidestep_shm::accept::AcceptRing;
 use sidestep_shm::slot::{kind, option, status, store_address};
-use sidestep_shm::wire::{PROTOCOL, Reply, Request, inspect};
+use sidestep_shm::wire::{PROTOCOL, Reply, Request};
 use sidestep_stack::{ListenAddress, TcpState};
 
 use super::address::{endpoint, mapped, unmapped};
-use super::group::USED_BY_CONTROL;
+use super::books::{Book, Books};
+use super::group::{Group, USED_BY_CONTROL};
 use super::ports::{Binding, Protocol, datagram_shard};
-use super::server::{Book, Control};
 use crate::shard::mailbox::Message;
 
 /// Tries to find a free port by chance before all are looked at in order.
 const RANDOM_TRIES: u32 = 16;
 
-impl Control {
-    pub(super) fn handle(&mut self, key: u64, request: Request, fds: Vec<OwnedFd>) {
-        let who = self.connections.get(&key).and_then(|c| c.who);
+/// What a request gets.
+pub enum Answer {
+    Reply(Reply),
+    /// Hello went well. `reply` goes out with `rules` as its payload, and the group's memfd and doorbells.
+    Welcome {
+        process: u32,
+        reply: Reply,
+        rules: Vec<u8>,
+        group: Arc<Group>,
+    },
+}
+
+impl Answer {
+    fn failed(errno: Errno) -> Self {
+        Self::Reply(Reply::Failed { errno: errno.raw_os_error().cast_unsigned() })
+    }
+}
+
+impl Books {
+    /// Does what a program asks for. `who`: its group and process, once it said hello.
+    pub fn answer(&mut self, who: Option<(u32, u32)>, request: Request, fds: Vec<OwnedFd>) -> Answer {
         let answer = match (request, who) {
-            (Request::Hello { protocol, group, pid }, None) => return self.hello(key, protocol, group, pid),
-            (Request::Inspect { what }, _) => return self.inspect(key, what),
+            (Request::Hello { protocol, group, pid }, None) => {
+                return self.hello(protocol, group, pid).unwrap_or_else(Answer::failed);
+            }
             (Request::Adopt { pid }, Some((group, process))) => self.adopt(group, process, pid),
             (Request::EventQueue { queue }, Some((group, process))) => self.event_queue(group, process, queue, fds),
             (Request::Bind { slot, kind, options, address, port }, Some((group, _))) => {
@@ -33,50 +52,40 @@ impl Control {
             }
             (Request::Listen { slot, backlog }, Some((group, _))) => self.listen(group, slot, backlog),
             (Request::Hello { .. }, Some(_)) => Err(Errno::ISCONN),
+            // A question of a tool; it needs no group, and only a connection can carry its answer.
+            (Request::Inspect { .. }, _) => Err(Errno::OPNOTSUPP),
             (_, None) => Err(Errno::NOTCONN),
         };
-        let reply = answer.unwrap_or_else(|errno| Reply::Failed { errno: errno.raw_os_error().cast_unsigned() });
-        self.reply(key, reply, &[], &[]);
+        answer.map_or_else(Answer::failed, Answer::Reply)
     }
 
-    fn hello(&mut self, key: u64, protocol: u32, token: u128, pid: u32) {
-        let failed = |errno: Errno| Reply::Failed { errno: errno.raw_os_error().cast_unsigned() };
+    fn hello(&mut self, protocol: u32, token: u128, pid: u32) -> Result<Answer, Errno> {
         if protocol != PROTOCOL {
-            return self.reply(key, failed(Errno::PROTONOSUPPORT), &[], &[]);
+            return Err(Errno::PROTONOSUPPORT);
         }
-        let group = match self.group_of(token) {
-            Ok(group) => group,
-            Err(error) => {
-                tracing::error!(%error, "can't make the shared memory of a new program");
-                return self.reply(key, failed(Errno::NOMEM), &[], &[]);
-            }
-        };
-        let Some(state) = self.group_mut(group) else { return };
-        let Some(process) = state.pids.iter().position(Option::is_none) else {
-            return self.reply(key, failed(Errno::USERS), &[], &[]);
-        };
+        let group = self.group_of(token).map_err(|error| {
+            tracing::error!(%error, "can't make the shared memory of a new program");
+            Errno::NOMEM
+        })?;
+        let state = self.group_mut(group).ok_or(Errno::BADF)?;
+        let process = state.pids.iter().position(Option::is_none).ok_or(Errno::USERS)?;
         state.pids[process] = Some(pid);
-        let shared = Arc::clone(&state.group);
+        let group = Arc::clone(&state.group);
         let process = process as u32;
-        if let Some(p) = shared.region().process(process) {
+        if let Some(p) = group.region().process(process) {
             p.pid.store(pid, Ordering::Release);
         }
-        if let Some(connection) = self.connections.get_mut(&key) {
-            connection.who = Some((group, process));
-        }
         let rules: Vec<u8> = self.settings.rules.iter().flat_map(|r| r.encode()).collect();
-        let welcome = Reply::Welcome {
+        let reply = Reply::Welcome {
             process,
             shards: self.mailboxes.len() as u32,
             region_bytes: self.settings.geometry.region_bytes(),
-            group: shared.token,
+            group: group.token,
             spin_us: self.settings.spin_us,
             rules: self.settings.rules.len() as u32,
         };
-        let mut fds: Vec<BorrowedFd<'_>> = vec![shared.memfd()];
-        fds.extend(shared.doorbells().iter().map(AsFd::as_fd));
-        self.reply(key, welcome, &rules, &fds);
         self.count_programs();
+        Ok(Answer::Welcome { process, reply, rules, group })
     }
 
     fn adopt(&mut self, group: u32, process: u32, pid: u32) -> Result<Reply, Errno> {
@@ -262,7 +271,7 @@ impl Control {
     }
 
     /// The last holder of a slot in the books is gone.
-    pub(super) fn unheld(&mut self, group: u32, slot: u32) {
+    pub fn unheld(&mut self, group: u32, slot: u32) {
         let Some(state) = self.group(group) else { return };
         let shared = Arc::clone(&state.group);
         let Some(in_shared) = shared.region().slot(slot) else { return };
@@ -310,7 +319,7 @@ impl Control {
     }
 
     /// Gives ports of a shared address back to the kernel once no connection uses them.
-    pub(super) fn let_ports_go(&mut self) {
+    pub fn let_ports_go(&mut self) {
         let leaving = std::mem::take(&mut self.leaving);
         for (protocol, port, binding) in leaving {
             if self.ports.is_claimed(protocol, port) {
@@ -325,26 +334,6 @@ impl Control {
                 self.steer(protocol, port, false);
             }
         }
-    }
-
-    fn inspect(&mut self, key: u64, what: u32) {
-        let text = match what {
-            inspect::SOCKETS => self.sockets_json(),
-            inspect::STATS => self.stats_json(),
-            inspect::STOP if !self.may_stop(key) => {
-                let errno = Errno::PERM.raw_os_error().cast_unsigned();
-                return self.reply(key, Reply::Failed { errno }, &[], &[]);
-            }
-            inspect::STOP => {
-                self.stop.store(true, Ordering::Release);
-                "{}".into()
-            }
-            _ => {
-                let errno = Errno::INVAL.raw_os_error().cast_unsigned();
-                return self.reply(key, Reply::Failed { errno }, &[], &[]);
-            }
-        };
-        self.send_text(key, &text);
     }
 }
 

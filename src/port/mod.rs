@@ -5,6 +5,7 @@
 pub mod af_packet;
 mod batch;
 mod checksum;
+pub mod memory;
 pub mod pipe;
 pub mod tap;
 

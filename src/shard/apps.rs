@@ -345,6 +345,11 @@ impl Apps {
         doors().all(|d| d.dirty.is_empty())
     }
 
+    /// Whether no program has said anything.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.views.iter().flatten().filter_map(|v| v.group.region().door(self.shard)).all(|d| d.dirty.is_empty())
+    }
+
     pub(super) fn awake(&self) {
         for door in self.views.iter().flatten().filter_map(|v| v.group.region().door(self.shard)) {
             door.door.open();

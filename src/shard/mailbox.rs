@@ -171,10 +171,15 @@ impl Mailbox {
         self.messages.pop()
     }
 
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.messages.is_empty()
+    }
+
     /// The shard is about to sleep: false when something has come that it must look at first.
     pub(super) fn prepare_sleep(&self) -> bool {
         self.sleeping.store(true, Ordering::SeqCst);
-        self.frames.is_empty() && self.messages.is_empty()
+        self.is_empty()
     }
 
     pub(super) fn awake(&self) {

@@ -5,11 +5,12 @@
 //! shard but the two bounded queues of [`mailbox`].
 //!
 //! [`run`] is the loop, on one page; [`apps`] stands between the shared memory of programs and the stack; [`idle`]
-//! decides when to look again and when to sleep.
+//! decides when to look again and when to sleep. [`drive`] is for those who call the loop's turns themselves.
 
 pub mod apps;
 mod commands;
 mod deliver;
+mod drive;
 mod host;
 mod idle;
 pub mod mailbox;

@@ -58,6 +58,8 @@ pub struct Shard<P, C> {
     heartbeat: Box<dyn FnMut(Instant) + Send>,
     next_beat: Instant,
     pub(super) stopping: bool,
+    /// Messages were read outside a turn: the next one has something to tell.
+    pub(super) pending: bool,
 }
 
 impl<P: FrameIo, C: Clock> Shard<P, C> {
@@ -85,6 +87,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             heartbeat,
             next_beat: Instant::ZERO,
             stopping: false,
+            pending: false,
         }
     }
 
@@ -92,6 +95,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
     pub fn turn(&mut self) -> Turn {
         let now = self.clock.now();
         self.beat(now);
+        self.pending = false;
 
         let received = self.receive(now);
         let handed = self.take_foreign(now);

@@ -1,0 +1,197 @@
+use std::io::{IoSlice, IoSliceMut};
+
+use sidestep_client::shm::slot::{kind, option};
+use sidestep_client::{POLLIN, POLLOUT, Waiter};
+
+use super::*;
+
+/// Two hosts and a wire between them that takes 50 µs.
+struct Pair {
+    clock: VirtualClock,
+    hosts: [LocalHost; 2],
+    wire: Vec<(Instant, usize, Vec<u8>)>,
+    /// Everything that went over the wire, with its time.
+    log: Vec<(u64, usize, Vec<u8>)>,
+}
+
+const DELAY: Duration = Duration::from_micros(50);
+
+impl Pair {
+    fn new(seed: u64, shards: u32) -> Self {
+        let clock = VirtualClock::default();
+        let host = |address: &str, seed| {
+            let mut config = LocalConfig::new(address.parse().unwrap()).seeded(seed);
+            config.shards = shards;
+            LocalHost::in_memory(&config, clock.clone()).unwrap()
+        };
+        let hosts = [host("10.0.0.1/24", seed), host("10.0.0.2/24", seed + 1)];
+        Self { clock, hosts, wire: Vec::new(), log: Vec::new() }
+    }
+
+    /// Runs until nothing happens any more, at most up to `until`.
+    fn run(&mut self, until: Instant) {
+        loop {
+            for (from, host) in self.hosts.iter().enumerate() {
+                host.settle();
+                for shard in 0..host.shards.len() {
+                    while let Some((at, frame)) = host.take_frame(shard) {
+                        assert_eq!(at, self.clock.now());
+                        self.log.push((at.as_nanos(), from, frame.clone()));
+                        self.wire.push((at + DELAY, 1 - from, frame));
+                    }
+                }
+            }
+            let frames = self.wire.iter().map(|w| w.0).min();
+            let next = self.hosts.iter().filter_map(LocalHost::wake_at).chain(frames).min();
+            let Some(next) = next.filter(|&at| at <= until) else { break };
+            self.clock.set(next);
+            let (due, later) = std::mem::take(&mut self.wire).into_iter().partition(|w| w.0 <= next);
+            self.wire = later;
+            for (_, to, frame) in due {
+                // The frame's last byte of payload may be anything: shards find out whose it is.
+                let shard = frame.len() % self.hosts[to].shards.len();
+                self.hosts[to].put_frame(shard, frame);
+            }
+        }
+        self.clock.set(until);
+    }
+
+    fn after(&self, millis: u64) -> Instant {
+        self.clock.now() + Duration::from_millis(millis)
+    }
+}
+
+fn send(session: &Session, slot: u32, data: &[u8]) -> Result<usize, Errno> {
+    session.send(slot, &[IoSlice::new(data)], false)
+}
+
+fn receive(session: &Session, slot: u32) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; 65_536];
+    let n = session.receive(slot, &mut [IoSliceMut::new(&mut buffer)], false)?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+/// A connection, a question, an answer, an orderly end. Returns what went over the wire.
+fn conversation(seed: u64, shards: u32) -> Vec<(u64, usize, Vec<u8>)> {
+    let mut pair = Pair::new(seed, shards);
+    let [client, server] = [pair.hosts[0].attach(0).unwrap(), pair.hosts[1].attach(0).unwrap()];
+    let listener = server.open(kind::TCP4).unwrap();
+    server.bind(listener, "10.0.0.2:80".parse().unwrap(), 0).unwrap();
+    server.listen(listener, 16).unwrap();
+    let waiter = Waiter::new(&server).unwrap();
+    waiter.watch(&server, listener);
+
+    let socket = client.open(kind::TCP4).unwrap();
+    client.connect(socket, "10.0.0.2:80".parse().unwrap()).unwrap();
+    assert_eq!(client.connect_outcome(socket), Ok(false));
+    let until = pair.after(10);
+    pair.run(until);
+    assert_eq!(client.connect_outcome(socket), Ok(true));
+    let info = pair.hosts[0].tcp_info(&client, socket).unwrap();
+    assert_eq!(info.state, sidestep_stack::TcpState::Established);
+    assert!(info.srtt >= 2 * DELAY, "{info:?}");
+
+    let mut marked = Vec::new();
+    waiter.harvest(&server, 64, |slot| marked.push(slot));
+    assert_eq!(marked, [listener]);
+    let (accepted, from) = server.accept(listener).unwrap();
+    assert_eq!(Some(from), client.local_address(socket));
+    assert_eq!(send(&client, socket, b"question"), Ok(8));
+    let until = pair.after(1);
+    pair.run(until);
+    assert_eq!(server.readiness(accepted) & (POLLIN | POLLOUT), POLLIN | POLLOUT);
+    assert_eq!(receive(&server, accepted).unwrap(), b"question");
+    let answer: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+    assert_eq!(send(&server, accepted, &answer), Ok(answer.len()));
+    server.close(accepted);
+    let until = pair.after(100);
+    pair.run(until);
+    let mut got = Vec::new();
+    loop {
+        match receive(&client, socket).unwrap() {
+            piece if piece.is_empty() => break,
+            piece => got.extend(piece),
+        }
+    }
+    assert_eq!(got, answer);
+    client.close(socket);
+    let until = pair.after(100);
+    pair.run(until);
+    drop((client, server));
+    let until = pair.after(100_000);
+    pair.run(until);
+    assert_eq!(pair.hosts[0].sockets(), "[]");
+    assert!(pair.hosts.iter().all(|h| lock(&h.books).group_index(0).is_none() && !h.vacated.load(Ordering::Relaxed)));
+    pair.log
+}
+
+#[test]
+fn two_hosts_talk() {
+    let log = conversation(7, 1);
+    assert!(log.len() > 80, "100,000 bytes are 70 segments: {}", log.len());
+}
+
+#[test]
+fn shards_hand_each_other_what_is_theirs() {
+    conversation(7, 3);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_frames_at_the_same_times() {
+    assert_eq!(conversation(7, 1), conversation(7, 1));
+    assert_eq!(conversation(7, 2), conversation(7, 2));
+    assert_ne!(conversation(7, 1), conversation(8, 1));
+}
+
+#[test]
+fn bind_and_listen_fail_as_on_linux() {
+    let pair = Pair::new(1, 1);
+    let host = &pair.hosts[0];
+    let [a, b] = [host.attach(0).unwrap(), host.attach(0).unwrap()];
+    let address = "10.0.0.1:80".parse().unwrap();
+    let first = a.open(kind::TCP4).unwrap();
+    assert_eq!(a.bind(first, address, 0), Ok(address));
+    assert_eq!(a.bind(first, address, 0), Err(Errno::INVAL), "bound already");
+    let second = b.open(kind::TCP4).unwrap();
+    assert_eq!(b.bind(second, address, 0), Err(Errno::ADDRINUSE));
+    assert_eq!(b.bind(second, "10.0.0.9:80".parse().unwrap(), 0), Err(Errno::ADDRNOTAVAIL));
+    assert_eq!(b.bind(second, "0.0.0.0:80".parse().unwrap(), option::REUSE_ADDRESS), Err(Errno::ADDRINUSE));
+    a.close(first);
+    host.settle();
+    assert_eq!(b.bind(second, address, 0), Ok(address), "closed: the port is free");
+    assert_eq!(b.listen(second, 5), Ok(address));
+    let datagrams = a.open(kind::UDP4).unwrap();
+    assert_eq!(a.listen(datagrams, 5), Err(Errno::OPNOTSUPP));
+    let any = a.bind(datagrams, "0.0.0.0:0".parse().unwrap(), 0).unwrap();
+    assert!((49_152..=65_535).contains(&any.port()));
+}
+
+#[test]
+fn a_refused_connection_says_so() {
+    let mut pair = Pair::new(1, 1);
+    let client = pair.hosts[0].attach(0).unwrap();
+    let socket = client.open(kind::TCP4).unwrap();
+    client.connect(socket, "10.0.0.2:9".parse().unwrap()).unwrap();
+    let until = pair.after(10);
+    pair.run(until);
+    assert_eq!(client.connect_outcome(socket), Err(Errno::CONNREFUSED));
+}
+
+#[test]
+fn sockets_end_with_their_session() {
+    let mut pair = Pair::new(1, 1);
+    let client = pair.hosts[0].attach(0).unwrap();
+    let group = client.group();
+    let other = pair.hosts[0].attach(group).unwrap();
+    assert_ne!(client.process(), other.process());
+    let socket = client.open(kind::TCP4).unwrap();
+    client.bind(socket, "10.0.0.1:80".parse().unwrap(), 0).unwrap();
+    client.listen(socket, 5).unwrap();
+    drop(client);
+    let until = pair.after(1);
+    pair.run(until);
+    assert_eq!(pair.hosts[0].sockets(), "[]");
+    let again = other.open(kind::TCP4).unwrap();
+    assert!(other.bind(again, "10.0.0.1:80".parse().unwrap(), 0).is_ok());
+}

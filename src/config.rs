@@ -3,10 +3,11 @@
 //! One key is one field here; `config/*.toml` show them all. An old `nuse.conf` is read too ([`nuse`]). Whatever is
 //! wrong is reported with file, line, key, and what would be right.
 
-mod file;
+pub(crate) mod file;
 mod nuse;
+pub(crate) mod section;
 mod show;
-mod values;
+pub(crate) mod values;
 
 use std::net::IpAddr;
 use std::path::Path;

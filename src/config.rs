@@ -77,6 +77,8 @@ pub enum Backend {
     Tap,
     AfPacket,
     Pipe,
+    /// Nowhere: programs of the engine reach each other, and nobody else.
+    None,
 }
 
 /// Whose the addresses are.
@@ -171,6 +173,14 @@ impl Config {
     /// What is wrong and where.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
         if nuse::looks_like(text) { nuse::parse(text, file) } else { file::parse(text, file) }
+    }
+
+    /// An engine without an interface: its programs have 127.0.0.0/8 and ::1 to themselves.
+    ///
+    /// # Errors
+    /// None that a test has not seen: the text is fixed.
+    pub fn loopback() -> Result<Self, ConfigError> {
+        Self::parse("[[interface]]\nbackend = \"none\"\n", "(loopback only)")
     }
 
     /// The stack's limits that follow from the program section.

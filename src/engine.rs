@@ -21,6 +21,7 @@ use crate::control::neighbors::KernelNeighbors;
 use crate::control::{Books, Control, ControlSettings, EngineGauges};
 use crate::port::FrameIo;
 use crate::port::af_packet::AfPacketPort;
+use crate::port::none::NoPort;
 use crate::port::tap::TapPort;
 use crate::shard::mailbox::{Mailbox, Message, Notices};
 use crate::shard::{IdlePolicy, Shard};
@@ -68,7 +69,7 @@ impl Engine {
         let count = interface.queues.len() as u32;
         let nic = match interface.backend {
             Backend::AfXdp | Backend::AfPacket => Some(Nic::query(&interface.name)?),
-            Backend::Tap | Backend::Pipe => None,
+            Backend::Tap | Backend::Pipe | Backend::None => None,
         };
         if let Some(nic) = &nic {
             check_addresses(interface, nic)?;
@@ -153,6 +154,7 @@ impl Engine {
                     let port = AfPacketPort::open(&interface.name, fanout)?;
                     self.spawn(parts, number, queue, port, None)?;
                 }
+                Backend::None => self.spawn(parts, number, queue, NoPort::new(parts.mtu), None)?,
                 Backend::Pipe => {
                     bail!(
                         "backend = \"pipe\" joins two stacks in one process (tests, library); `up` and `run` need af_xdp, tap or af_packet"

@@ -41,6 +41,7 @@ fn warnings(config: &Config) -> Vec<String> {
                     );
                 }
             }
+            Backend::None => {}
             Backend::Pipe => {
                 out.push("backend = \"pipe\" serves tests and the library; `up` and `run` refuse it".into())
             }

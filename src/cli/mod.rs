@@ -48,6 +48,7 @@ Examples:
   sidestep run -- curl http://10.0.0.1/               on the engine at /run/sidestep/engine.sock
   sidestep run --attach /run/sidestep/lab.sock -- nginx
   sidestep run -c config/nic-own-address.toml -- redis-server --port 6379
+  sidestep run --loopback -- python3 -m unittest      no device: a loopback of its own, any user may do it
   sidestep run -- sh -c 'iperf3 -s & wait'            what a program starts is on Sidestep too
 
 Without -c and --attach: the engine at $SIDESTEP_SOCKET or /run/sidestep/engine.sock if one answers there, else a

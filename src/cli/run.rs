@@ -13,6 +13,7 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, WaitOptions, wait};
+use sidestep::config::Config;
 use sidestep::engine::Engine;
 use sidestep_shm::wire::{ENV_GROUP, ENV_SOCKET};
 
@@ -48,6 +49,9 @@ pub struct RunArgs {
     /// Use the running engine with this control socket
     #[arg(long, value_name = "SOCKET")]
     pub attach: Option<String>,
+    /// Start a private engine without an interface: the program has a loopback of its own, 127.0.0.0/8 and ::1
+    #[arg(long, conflicts_with_all = ["config", "attach"])]
+    pub loopback: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,
@@ -57,6 +61,8 @@ pub struct RunArgs {
 enum Place {
     Running(String),
     Private(PathBuf),
+    /// Private, and without an interface.
+    Loopback,
 }
 
 pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
@@ -67,13 +73,16 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
     let path = elf::find(name)?;
     let library = preload::find()?;
     let command = |control: &str| command(&path, &args.program, &library, control);
-    match place {
+    match &place {
         Place::Running(control) => {
-            let error = command(&control)?.exec();
+            let error = command(control)?.exec();
             Err(not_started(name, &error))
         }
-        Place::Private(file) => {
-            let mut config = load(&file)?;
+        Place::Private(_) | Place::Loopback => {
+            let mut config = match &place {
+                Place::Private(file) => load(file)?,
+                _ => Config::loopback().context("the built-in configuration")?,
+            };
             if config.engine.control.is_none() {
                 // Nobody else may use it, and nothing of it stays behind.
                 config.engine.control = Some(format!("@sidestep-{}-{:016x}", std::process::id(), random()? as u64));
@@ -88,6 +97,9 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
 }
 
 fn place(args: &RunArgs) -> Result<Place, Failure> {
+    if args.loopback {
+        return Ok(Place::Loopback);
+    }
     if let Some(file) = &args.config {
         return Ok(Place::Private(file.clone()));
     }

@@ -110,7 +110,8 @@ fn config(root: &Spanned<DeTable<'_>>) -> Result<Config, Problem> {
         interfaces.push(interface(&Spanned::new(item.span(), t.clone()))?);
     }
     let shards = interfaces.first().map_or(1, |i| i.queues.len() as u32);
-    let programs = programs(table("programs")?.as_ref().unwrap_or(&empty), shards)?;
+    let alone = interfaces.iter().all(|i| i.backend == Backend::None);
+    let programs = programs(table("programs")?.as_ref().unwrap_or(&empty), shards, alone)?;
     Ok(Config { engine, interfaces, programs, tcp })
 }
 
@@ -137,7 +138,6 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
         let fits = !t.is_empty() && t.len() < 16 && t != "." && t != ".." && !t.contains(strange);
         fits.then(|| t.to_owned()).ok_or(format!("\"{t}\" can't be an interface (1 to 15 characters; see `ip link`)"))
     })?;
-    let name = name.ok_or_else(|| s.wrong("name", "is missing; say which interface, as in name = \"eth1\""))?;
     let backend = s.text("backend", |t| {
         choice(
             t,
@@ -146,9 +146,13 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
                 ("tap", Backend::Tap),
                 ("af_packet", Backend::AfPacket),
                 ("pipe", Backend::Pipe),
+                ("none", Backend::None),
             ],
         )
     })?;
+    let backend = backend.unwrap_or(Backend::AfXdp);
+    let name = name.or_else(|| (backend == Backend::None).then(|| "none".into()));
+    let name = name.ok_or_else(|| s.wrong("name", "is missing; say which interface, as in name = \"eth1\""))?;
     let queues = queues(&s)?;
     let cores: Vec<usize> = s.list("cores", |v| whole(v, 0, 1023).map(|n| n as usize))?;
     if !cores.is_empty() && cores.len() != queues.len() {
@@ -158,7 +162,7 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
     }
     let addresses =
         s.texts("addresses", |t| prefix(t).map(|(address, prefix_bits)| InterfaceAddress { address, prefix_bits }))?;
-    if addresses.is_empty() {
+    if addresses.is_empty() && backend != Backend::None {
         return Err(
             s.wrong("addresses", "is missing; give the engine at least one, as in addresses = [\"10.0.0.2/24\"]")
         );
@@ -169,7 +173,6 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
     let mac = s.text("mac", mac)?;
     let sharing = s.text("sharing", |t| choice(t, &[("own", Sharing::Own), ("shared", Sharing::Shared)]))?;
     let sharing = sharing.unwrap_or(Sharing::Own);
-    let backend = backend.unwrap_or(Backend::AfXdp);
     if sharing == Sharing::Shared && backend != Backend::AfXdp {
         return Err(s.wrong(
             "sharing",
@@ -177,7 +180,12 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
         ));
     }
     let kernel_ports = s.texts("kernel_ports", ports)?;
-    let default_ports = if sharing == Sharing::Own { (49152, 65535) } else { (61000, 65535) };
+    let default_ports = match (sharing, backend) {
+        // Nobody else has any of them: as many as the kernel takes (net.ipv4.ip_local_port_range).
+        (_, Backend::None) => (32768, 60999),
+        (Sharing::Own, _) => (49152, 65535),
+        (Sharing::Shared, _) => (61000, 65535),
+    };
     let ephemeral_ports = s.text("ephemeral_ports", ports)?.unwrap_or(default_ports);
     if usize::from(ephemeral_ports.1 - ephemeral_ports.0) + 1 < queues.len() {
         return Err(s.wrong("ephemeral_ports", "fewer ports than queues; each queue needs some"));
@@ -298,7 +306,8 @@ fn neighbor(value: &Spanned<DeValue<'_>>) -> Result<StaticNeighbor, String> {
     Ok(StaticNeighbor { address: address(field("address")?)?, mac: mac(field("mac")?)? })
 }
 
-fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Problem> {
+/// `alone`: there is no interface, so loopback is what the engine is for.
+fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Programs, Problem> {
     let s = Section::new("programs", table, PROGRAM_KEYS)?;
     let most = u64::from(sidestep_shm::layout::MAX_SLOTS);
     let sockets = s.number("sockets", 1, most)?.unwrap_or(16_384) as u32;
@@ -323,7 +332,7 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32) -> Result<Programs, Probl
     Geometry { shards, open_slots: sockets, accept_slots: connections, rx_bytes: rx_buffer, tx_bytes: tx_buffer }
         .validate()
         .map_err(|e| (Some(table.span()), format!("programs: {e} (sockets + queues x connections)")))?;
-    let loopback = loopback.unwrap_or(Loopback::Kernel);
+    let loopback = loopback.unwrap_or(if alone { Loopback::Stack } else { Loopback::Kernel });
     Ok(Programs { sockets, connections, rx_buffer, tx_buffer, spin, loopback, kernel_destinations })
 }
 

@@ -71,6 +71,7 @@ fn interface(line: &mut dyn FnMut(&str, &dyn Display), i: &Interface) {
         Backend::Tap => "tap",
         Backend::AfPacket => "af_packet",
         Backend::Pipe => "pipe",
+        Backend::None => "none",
     };
     line("backend", &quoted(backend));
     line("queues", &list(&i.queues));

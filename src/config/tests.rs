@@ -237,3 +237,15 @@ fn a_wrong_nuse_conf_is_explained() {
     assert!(!nuse::looks_like(SMALL));
     assert!(!nuse::looks_like("interface = 3"));
 }
+
+#[test]
+fn an_engine_without_an_interface_has_its_loopback() {
+    let c = Config::loopback().unwrap();
+    let i = &c.interfaces[0];
+    assert_eq!((i.backend, i.name.as_str(), i.addresses.len()), (Backend::None, "none", 0));
+    assert_eq!((c.programs.loopback, i.ephemeral_ports), (Loopback::Stack, (32768, 60999)));
+    let again = parse(&c.to_toml()).unwrap();
+    assert_eq!(again.to_toml(), c.to_toml());
+    let kernels = parse("[[interface]]\nbackend = \"none\"\n[programs]\nloopback = \"kernel\"\n").unwrap();
+    assert_eq!(kernels.programs.loopback, Loopback::Kernel);
+}

@@ -6,6 +6,7 @@ pub mod af_packet;
 mod batch;
 mod checksum;
 pub mod memory;
+pub mod none;
 pub mod pipe;
 pub mod tap;
 

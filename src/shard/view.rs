@@ -66,6 +66,7 @@ impl Serialize for StackReport {
             ("icmp_in", c.icmp_in),
             ("udp_in", c.udp_in),
             ("udp_out", c.udp_out),
+            ("loopback", c.loopback),
             ("tcp_in", c.tcp_in),
             ("tcp_out", c.tcp_out),
             ("tcp_retransmits", c.tcp_retransmits),

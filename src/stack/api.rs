@@ -373,6 +373,8 @@ pub struct Counters {
     pub icmp_in: u64,
     pub udp_in: u64,
     pub udp_out: u64,
+    /// Packets from one of our addresses to another, which went over no wire.
+    pub loopback: u64,
     pub tcp_in: u64,
     pub tcp_out: u64,
     pub tcp_retransmits: u64,

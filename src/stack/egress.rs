@@ -6,6 +6,7 @@ use crate::ip::{Cut, Datagram, Header, MAX_PACKET, TCP, UDP, emit_header, header
 use crate::neighbor::Lookup;
 use crate::outbox::Reply;
 use crate::stack::context;
+use crate::stray::LIMIT as STRAYS_LIMIT;
 use crate::{Error, Host, Instant, Mac, Stack, Unknown, ndp};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr};
@@ -111,6 +112,10 @@ impl Stack {
             return None;
         }
         for _ in 0..BUDGET {
+            if self.strays.len() >= STRAYS_LIMIT {
+                // Whoever drives this hands them over first.
+                break;
+            }
             match self.step(now, out, host) {
                 Step::Frame(len) => {
                     self.counters.frames_out += 1;
@@ -131,15 +136,6 @@ impl Stack {
         }
         if let Some(outgoing) = self.outgoing.take() {
             return self.send_fragment(outgoing, out);
-        }
-        if let Some(packet) = self.loopback.pop_front() {
-            let Reply { source, destination, protocol, tos, ttl, payload } = packet;
-            let header = Header { source, destination, protocol, tos, ttl };
-            let d = Datagram { header, group: false, loopback: true, original: &[] };
-            let unknown = if self.shared { Unknown::Report } else { Unknown::Answer };
-            let verdict = self.deliver(now, &d, &payload, host, unknown);
-            self.keep_stray(&header, &payload, verdict);
-            return Step::Progress;
         }
         if let Some(packet) = self.released.pop_front().or_else(|| self.outbox.pop()) {
             if packet.protocol == TCP {
@@ -204,20 +200,31 @@ impl Stack {
                 return Step::Progress;
             }
         };
+        let Some(mac) = mac else {
+            // A link of its own, with longer packets than the frame has room for.
+            let mut room = core::mem::take(&mut self.scratch);
+            if let Some(emitted) = self.tcp.emit(context!(self, now, host), ready, &mut room) {
+                let header = Header { source, destination, protocol: TCP, tos: emitted.tos, ttl: emitted.ttl };
+                self.loop_back(now, &header, &room[..emitted.len], host);
+            }
+            self.scratch = room;
+            return Step::Progress;
+        };
         let start = HEADER + header_len(destination, false);
         let room = &mut out[start..HEADER + self.config.mtu];
         let Some(emitted) = self.tcp.emit(context!(self, now, host), ready, room) else { return Step::Progress };
         let header = Header { source, destination, protocol: TCP, tos: emitted.tos, ttl: emitted.ttl };
-        match mac {
-            Some(mac) => {
-                emit_header(&mut out[HEADER..], &header, emitted.len, None, None);
-                self.finish(out, mac, &header, start + emitted.len)
-            }
-            None => {
-                self.loop_back(reply(&header, &out[start..start + emitted.len]));
-                Step::Progress
-            }
-        }
+        emit_header(&mut out[HEADER..], &header, emitted.len, None, None);
+        self.finish(out, mac, &header, start + emitted.len)
+    }
+
+    /// Gives a packet to ourselves, at once: what comes of it waits in queues, so this goes no deeper.
+    fn loop_back(&mut self, now: Instant, header: &Header, payload: &[u8], host: &mut dyn Host) {
+        self.counters.loopback += 1;
+        let d = Datagram { header: *header, group: false, loopback: true, original: &[] };
+        let unknown = if self.shared { Unknown::Report } else { Unknown::Answer };
+        let verdict = self.deliver(now, &d, payload, host, unknown);
+        self.keep_stray(header, payload, verdict);
     }
 
     fn finish(&self, out: &mut [u8], mac: Mac, header: &Header, len: usize) -> Step {
@@ -239,7 +246,7 @@ impl Stack {
         let mac = match self.path(now, destination, host) {
             Path::Wire(mac) => mac,
             Path::Loopback => {
-                self.loop_back(reply(header, payload));
+                self.loop_back(now, header, payload, host);
                 return Step::Progress;
             }
             Path::Wait(next_hop) => {

@@ -177,7 +177,7 @@ impl Stack {
             (Report::Parameter { code, pointer }, true) => (4, code, pointer),
             (Report::Parameter { .. }, false) => return,
         };
-        if !self.icmp_limit.take(now) {
+        if !d.loopback && !self.icmp_limit.take(now) {
             self.counters.drop_rate_limited += 1;
             return;
         }

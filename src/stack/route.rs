@@ -7,6 +7,9 @@ use crate::{InterfaceAddress, Route};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// Largest IP packet in bytes between two programs of ours: what the IPv4 header can say. Linux's loopback has one more.
+pub(crate) const LOOPBACK_MTU: usize = 65_535;
+
 /// Where a packet goes next and, if its sender doesn't care, from which address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hop {
@@ -77,7 +80,8 @@ impl Routes {
     /// The source address of a packet to `remote`, whatever kind of address that is.
     pub fn source_for(&self, remote: IpAddr) -> Option<IpAddr> {
         if remote.is_unspecified() || remote.is_loopback() {
-            return Some(loopback_of(remote));
+            // As Linux: 127.0.0.1 also towards the other addresses of its network.
+            return Some(if remote.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
         }
         if self.is_own(remote) {
             return Some(remote);
@@ -227,7 +231,7 @@ mod tests {
         }
         assert!(t.in_group(ip("ff02::1")) && t.in_group(ip("ff02::1:ff00:2")) && t.in_group(ip("224.0.0.1")));
         assert!(!t.in_group(ip("ff02::1:ff00:3")) && !t.in_group(ip("224.0.0.2")));
-        assert_eq!(t.source_for(ip("127.0.0.9")), Some(ip("127.0.0.9")));
+        assert_eq!(t.source_for(ip("127.0.0.9")), Some(ip("127.0.0.1")));
         assert_eq!(t.source_for(ip("0.0.0.0")), Some(ip("127.0.0.1")));
         assert_eq!(t.source_for(ip("192.168.7.9")), Some(ip("192.168.7.9")));
         assert_eq!(t.source_for(ip("ff02::5")), Some(ip("2001:db8::2")));

@@ -45,9 +45,6 @@ pub enum Verdict {
     },
 }
 
-/// Packets that wait between two of our own addresses.
-const LOOPBACK_LIMIT: usize = 256;
-
 /// A TCP/IP stack without a clock, threads or syscalls. The crate's page says in which order it is called.
 pub struct Stack {
     pub(crate) config: StackConfig,
@@ -67,8 +64,6 @@ pub struct Stack {
     pub(crate) released: VecDeque<Reply>,
     /// ARP packets to send.
     pub(crate) arps: VecDeque<Arp>,
-    /// Packets from us to us.
-    pub(crate) loopback: VecDeque<Reply>,
     /// The datagram whose fragments are being sent.
     pub(crate) outgoing: Option<Outgoing>,
     /// Addresses that the driver should resolve.
@@ -95,6 +90,7 @@ macro_rules! context {
             outbox: &mut $stack.outbox,
             counters: &mut $stack.counters,
             mtu: $stack.config.mtu,
+            routes: &$stack.routes,
         }
     };
 }
@@ -127,7 +123,6 @@ impl Stack {
             outbox: Outbox::new(limits.outbox),
             released: VecDeque::new(),
             arps: VecDeque::new(),
-            loopback: VecDeque::new(),
             outgoing: None,
             wanted: VecDeque::new(),
             scratch: vec![0; usize::from(u16::MAX)],
@@ -164,7 +159,6 @@ impl Stack {
             || !self.arps.is_empty()
             || !self.outbox.is_empty()
             || !self.released.is_empty()
-            || !self.loopback.is_empty()
             || self.udp.has_ready()
             || self.tcp.has_ready()
     }
@@ -221,14 +215,6 @@ impl Stack {
     pub(crate) fn release(&mut self, next_hop: IpAddr, packets: VecDeque<Reply>) {
         self.released.extend(packets);
         self.tcp.resume(next_hop);
-    }
-
-    pub(crate) fn loop_back(&mut self, packet: Reply) {
-        if self.loopback.len() < LOOPBACK_LIMIT {
-            self.loopback.push_back(packet);
-        } else {
-            self.counters.drop_queue_full += 1;
-        }
     }
 
     fn check_listen_address(&self, at: &ListenAddress) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 
 /// Strays that wait to be polled.
-const LIMIT: usize = 64;
+pub(crate) const LIMIT: usize = 64;
 
 /// A packet for another shard.
 #[derive(Clone, Debug, PartialEq, Eq)]

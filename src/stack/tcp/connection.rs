@@ -59,6 +59,7 @@ pub(super) struct Setup<'a> {
     pub iss: u32,
     pub timestamp_offset: u32,
     pub mtu: usize,
+    pub loopback: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +96,8 @@ pub(super) struct Connection {
     pub send_scale: u8,
     pub receive_scale: u8,
     pub timestamp_offset: u32,
+    /// With ourselves: no wire, no checksums, long segments.
+    pub loopback: bool,
     pub timestamp_recent: u32,
     pub timestamp_recent_at: Instant,
 
@@ -208,6 +211,7 @@ impl Connection {
             send_scale: 0,
             receive_scale: if config.window_scaling { scale_for(capacity) } else { 0 },
             timestamp_offset: setup.timestamp_offset,
+            loopback: setup.loopback,
             timestamp_recent: 0,
             timestamp_recent_at: Instant::ZERO,
             una: ORIGIN,

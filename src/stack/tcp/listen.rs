@@ -122,7 +122,7 @@ impl HalfOpen {
             ack: self.irs.wrapping_add(1),
             flags: SYN | ACK,
             window: u16::try_from(listener.rx_capacity).unwrap_or(u16::MAX),
-            mss: Some(own_mss(self.key.local, cx.mtu, &listener.options)),
+            mss: Some(own_mss(self.key.local, cx.mtu_to(self.key.remote, listener.rx_capacity), &listener.options)),
             scale: scaled.then(|| scale_for(listener.rx_capacity)),
             sack_permitted: self.sack,
             timestamps: self.timestamps.then_some((timestamp, self.timestamp_recent)),
@@ -233,7 +233,7 @@ impl Tcp {
                 timestamps: half_open.timestamps.then_some((timestamp, half_open.timestamp_recent)),
                 ..Header::default()
             };
-            if self.allow_reply(cx) {
+            if self.allow_reply(cx, half_open.key.remote) {
                 cx.counters.tcp_challenge_acks += 1;
                 reply(cx, &half_open.key, &header, 0, 0);
             }
@@ -243,7 +243,7 @@ impl Tcp {
             return;
         }
         if segment.ack != half_open.iss.wrapping_add(1) {
-            if self.allow_reply(cx) {
+            if self.allow_reply(cx, half_open.key.remote) {
                 reply_reset(cx, &half_open.key, segment.ack, None);
             }
             return;
@@ -318,7 +318,8 @@ impl Tcp {
             options: &listener.options,
             iss: half_open.iss,
             timestamp_offset: half_open.timestamp_offset,
-            mtu: cx.mtu,
+            mtu: cx.mtu_to(remote.ip(), stream.rx_capacity),
+            loopback: cx.is_loopback(remote.ip()),
         };
         let mut connection = Connection::passive(&setup, &self.config, half_open.irs, &half_open.agreed(), cx.now);
         if half_open.retries == 0 {
@@ -389,8 +390,9 @@ impl Tcp {
     }
 
     /// Whether a segment that nobody asked for may be answered.
-    pub(super) fn allow_reply(&mut self, cx: &mut Context<'_>) -> bool {
-        let allowed = self.replies.take(cx.now);
+    pub(super) fn allow_reply(&mut self, cx: &mut Context<'_>, to: IpAddr) -> bool {
+        // Our own programs are no flood; Linux doesn't limit RSTs to itself either.
+        let allowed = cx.is_loopback(to) || self.replies.take(cx.now);
         if !allowed {
             cx.counters.drop_rate_limited += 1;
         }
@@ -408,7 +410,7 @@ impl Tcp {
         if segment.has(RST) || is_unanswerable(meta.source) || is_unanswerable(meta.destination) {
             return Verdict::Handled;
         }
-        if self.allow_reply(cx) {
+        if self.allow_reply(cx, meta.source) {
             let key = FlowKey {
                 local: meta.destination,
                 remote: meta.source,

@@ -33,6 +33,7 @@ mod timers;
 mod verbs;
 
 use crate::outbox::Outbox;
+use crate::route::{LOOPBACK_MTU, Routes};
 use crate::wheel::Wheel;
 use crate::{Counters, Error, Event, Host, Instant, Limits, Rss, SocketId, TcpConfig, TcpState};
 use alloc::boxed::Box;
@@ -56,6 +57,24 @@ pub(crate) struct Context<'a> {
     pub counters: &'a mut Counters,
     /// Largest IP packet of the link in bytes.
     pub mtu: usize,
+    pub routes: &'a Routes,
+}
+
+impl Context<'_> {
+    /// Whether `remote` is ourselves: then no wire is between the two ends.
+    pub fn is_loopback(&self, remote: IpAddr) -> bool {
+        self.routes.is_local(remote)
+    }
+
+    /// Largest IP packet in bytes for a connection with `remote` whose receive ring has `capacity` bytes.
+    pub fn mtu_to(&self, remote: IpAddr, capacity: u32) -> usize {
+        if self.is_loopback(remote) {
+            // Four segments fill the ring: with fewer, each would wait for the ACK of the one before.
+            LOOPBACK_MTU.min((capacity / 4) as usize).max(self.mtu)
+        } else {
+            self.mtu
+        }
+    }
 }
 
 /// What the IP header said of a segment.

@@ -292,7 +292,12 @@ impl Connection {
         payload: usize,
     ) -> Option<Emitted> {
         let len = header.len() + payload;
-        header.write(self.key.local, self.key.remote, out.get_mut(..len)?);
+        let segment = out.get_mut(..len)?;
+        if self.loopback {
+            header.write_unsummed(segment);
+        } else {
+            header.write(self.key.local, self.key.remote, segment);
+        }
         cx.counters.tcp_out += 1;
         // The low two bits are ECN's.
         Some(Emitted { len, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })

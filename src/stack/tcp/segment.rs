@@ -193,6 +193,13 @@ impl Header<'_> {
 
     /// Writes header and checksum to the front of `segment`, whose payload lies behind [`Self::len`] bytes already.
     pub fn write(&self, source: IpAddr, destination: IpAddr, segment: &mut [u8]) {
+        self.write_unsummed(segment);
+        let checksum = checksum(source, destination, segment);
+        TcpPacket::new_unchecked(segment).set_checksum(checksum);
+    }
+
+    /// As [`Self::write`], with 0 for the checksum: for segments that no wire carries.
+    pub fn write_unsummed(&self, segment: &mut [u8]) {
         let len = self.len();
         let mut packet = TcpPacket::new_unchecked(&mut *segment);
         packet.set_src_port(self.source_port);
@@ -211,8 +218,6 @@ impl Header<'_> {
         packet.set_urgent_at(0);
         packet.set_checksum(0);
         self.write_options(&mut segment[MIN_HEADER..len]);
-        let checksum = checksum(source, destination, segment);
-        TcpPacket::new_unchecked(segment).set_checksum(checksum);
     }
 
     fn write_options(&self, mut out: &mut [u8]) {

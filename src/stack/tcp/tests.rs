@@ -187,6 +187,8 @@ pub(super) struct Net {
     pub now: Instant,
     pub ends: [End; 2],
     pub pipe: Pipe,
+    /// Of nobody: both ends are behind wires.
+    routes: Routes,
     random: Rng,
     wire: BTreeMap<(Instant, u64), Packet>,
     serial: u64,
@@ -200,6 +202,7 @@ pub(super) struct Net {
     pub drop_next: usize,
 }
 
+use crate::route::Routes;
 use crate::siphash::{Rng, SipKey};
 
 impl Net {
@@ -233,6 +236,7 @@ impl Net {
             now: Instant::from_millis(1_000),
             ends: [end(1), end(2)],
             pipe,
+            routes: Routes::new(&[], &[]),
             random: Rng::new(SipKey::new(key)),
             wire: BTreeMap::new(),
             serial: 0,
@@ -266,6 +270,7 @@ impl Net {
             outbox: &mut end.outbox,
             counters: &mut end.counters,
             mtu: self.pipe.mtu,
+            routes: &self.routes,
         };
         f(&mut end.tcp, &mut cx)
     }

@@ -103,7 +103,8 @@ impl Tcp {
             options: &options,
             iss,
             timestamp_offset: self.secrets.timestamp_offset(&key),
-            mtu: cx.mtu,
+            mtu: cx.mtu_to(remote.ip(), stream.rx_capacity),
+            loopback: cx.is_loopback(remote.ip()),
         };
         let mut connection = Box::new(Connection::active(&setup, &self.config, cx.now));
         // The caller has the answer already.

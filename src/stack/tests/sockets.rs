@@ -356,3 +356,59 @@ fn loopback_goes_from_shard_to_shard() {
         );
     }
 }
+
+/// Segments between ourselves are as long as a quarter of the ring, and one of them costs no ACK of its own.
+#[test]
+fn segments_to_ourselves_are_long() {
+    let mut net = Net::new();
+    net.run(SECOND);
+    let before = net.nodes[B].stack.counters();
+    echo(&mut net, B, at("127.0.0.1:80"), 1 << 20);
+    let after = net.nodes[B].stack.counters();
+    let (packets, quarter) = (after.loopback - before.loopback, u64::from(CAPACITY) / 4);
+    let fewest = 2 * (1 << 20) / quarter;
+    assert!((fewest..4 * fewest).contains(&packets), "{packets} packets, {fewest} segments");
+    assert_eq!(after.tcp_retransmits, 0);
+}
+
+/// A socket that connects to its own address is connected to itself (RFC 9293 3.5, simultaneous open; as Linux).
+#[test]
+fn a_connection_with_itself() {
+    for own in ["127.0.0.1:7", "[::1]:7", "10.0.0.1:7"] {
+        let mut node = Node::new(config(A));
+        let now = Instant::from_millis(1000);
+        node.frames(now);
+        let options = TcpOptions::default();
+        node.memory.sending.insert(1, vec![0x42; 3000]);
+        let connected =
+            node.stack.tcp_connect(now, Token(1), Some(at(own)), at(own), stream(1), options, &mut node.memory);
+        let (id, local) = connected.unwrap();
+        assert_eq!(local, at(own));
+        assert!(node.frames(now).is_empty());
+        node.stack.tcp_send(now, id, 3000).unwrap();
+        assert!(node.frames(now).is_empty());
+        assert_eq!(node.memory.received[&1], [0x42; 3000], "{own}");
+        assert_eq!(node.states[&1].state, TcpState::Established);
+        // Its own FIN is the peer's.
+        node.stack.tcp_received(now, id, 3000).unwrap();
+        node.stack.tcp_finish(now, id).unwrap();
+        assert!(node.frames(now).is_empty());
+        assert!(node.states[&1].peer_finished && node.states[&1].error.is_none());
+    }
+}
+
+/// Whoever asks a port of ours that nobody has gets an answer, however often.
+#[test]
+fn refusals_to_ourselves_are_not_limited() {
+    let mut c = config(A);
+    c.limits.replies_per_second = 1;
+    let mut node = Node::new(c);
+    let now = Instant::from_millis(1000);
+    let options = TcpOptions::default();
+    for n in 0..20 {
+        let (s, m) = (stream(n), &mut node.memory);
+        node.stack.tcp_connect(now, Token(n), None, at("127.0.0.1:9"), s, options, m).unwrap();
+        node.frames(now);
+        assert_eq!(node.states[&n].error, Some(Error::Refused));
+    }
+}

@@ -79,7 +79,7 @@ fn iperf3(options: &Options) -> Result<Verdict> {
         let name = format!("iperf-{address}").replace(':', "");
         let _server = iperf3_listen(&pair, &name, pair.b().command("iperf3"), address)?;
         for args in [&["-n", amount][..], &["-n", amount, "-R"], &["-t", "1", "-P", "4"]] {
-            let rate = iperf3_to(&pair, engine.command("iperf3"), address, args)?;
+            let rate = iperf3_to(&pair.lab, engine.command("iperf3"), address, args)?;
             figures.push(format!("{rate:.1}"));
         }
     }

@@ -7,6 +7,7 @@ mod crash;
 mod hostile;
 mod house;
 mod life;
+mod loopback;
 mod misuse;
 mod pair;
 mod points;
@@ -32,6 +33,7 @@ pub fn cases() -> Vec<Case> {
     [
         house::CASES,
         life::CASES,
+        loopback::CASES,
         misuse::CASES,
         server::CASES,
         client::CASES,

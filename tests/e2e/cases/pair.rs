@@ -39,7 +39,7 @@ fn both_ends(options: &Options) -> Result<Verdict> {
         let name = format!("iperf-{address}").replace(':', "");
         let _server = iperf3_listen(&pair, &name, server_side.command("iperf3"), address)?;
         for args in [&["-t", "1"][..], &["-t", "1", "-R"]] {
-            figures.push(format!("{:.1}", iperf3_to(&pair, client_side.command("iperf3"), address, args)?));
+            figures.push(format!("{:.1}", iperf3_to(&pair.lab, client_side.command("iperf3"), address, args)?));
         }
     }
     Ok(Verdict::Figure(format!("Gbit/s v4 there, back; v6 the same: {}", figures.join(", "))))

@@ -4,6 +4,7 @@ use super::{CURL, LONG, OURS, Pair, SHORT, at, case, python, seen, serves};
 use crate::engine::{Engine, Setup};
 use crate::files::{HUNDRED_MB, sha256, write_random};
 use crate::harness::{Case, Options, Verdict};
+use crate::lab::Lab;
 use crate::nginx::{Nginx, page};
 use crate::program::{HELPER, Program, TRANSFER, until};
 use anyhow::{Context, Result, ensure};
@@ -193,14 +194,14 @@ pub fn iperf3_listen(pair: &Pair, name: &str, mut command: Command, address: &st
 }
 
 /// Runs `iperf3 -c`; Gbit/s that the receiver saw.
-pub fn iperf3_to(pair: &Pair, mut command: Command, address: &str, args: &[&str]) -> Result<f64> {
+pub fn iperf3_to(lab: &Lab, mut command: Command, address: &str, args: &[&str]) -> Result<f64> {
     command.args(["-c", address, "-J", "--connect-timeout", "5000"]).args(args);
     let mut report = Value::Null;
     let mut last: Result<()> = Ok(());
     // Between two tests the server closes its listening socket and opens it again: refused then is no failure.
     let attempt = || {
         last = (|| -> Result<()> {
-            let ended = pair.lab.run(&mut command, TRANSFER)?;
+            let ended = lab.run(&mut command, TRANSFER)?;
             report = serde_json::from_str(&ended.stdout).with_context(|| format!("iperf3: {}", ended.stdout))?;
             Ok(())
         })();
@@ -225,7 +226,7 @@ fn iperf3_server(_: &Options) -> Result<Verdict> {
         let _server =
             iperf3_listen(&pair, &format!("iperf-{address}").replace(':', ""), engine.command("iperf3"), address)?;
         for args in [&["-t", "1"][..], &["-t", "1", "-R"], &["-t", "1", "-P", "4"]] {
-            let rate = iperf3_to(&pair, pair.b().command("iperf3"), address, args)?;
+            let rate = iperf3_to(&pair.lab, pair.b().command("iperf3"), address, args)?;
             figures.push(format!("{rate:.1}"));
         }
     }
@@ -239,7 +240,7 @@ fn iperf3_udp(_: &Options) -> Result<Verdict> {
         let _server =
             iperf3_listen(&pair, &format!("udp-{address}").replace(':', ""), engine.command("iperf3"), address)?;
         for args in [&["-u", "-b", "50M", "-t", "1"][..], &["-u", "-b", "50M", "-t", "1", "-R"]] {
-            iperf3_to(&pair, pair.b().command("iperf3"), address, args)?;
+            iperf3_to(&pair.lab, pair.b().command("iperf3"), address, args)?;
         }
     }
     Ok(Verdict::Passed)
@@ -255,7 +256,7 @@ fn iperf3_one_gigabyte_each_way(options: &Options) -> Result<Verdict> {
         let _server =
             iperf3_listen(&pair, &format!("iperf-{address}").replace(':', ""), engine.command("iperf3"), address)?;
         for args in [&["-n", amount][..], &["-n", amount, "-R"]] {
-            let rate = iperf3_to(&pair, pair.b().command("iperf3"), address, args)?;
+            let rate = iperf3_to(&pair.lab, pair.b().command("iperf3"), address, args)?;
             figures.push(format!("{rate:.1}"));
         }
     }

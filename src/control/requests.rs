@@ -255,7 +255,10 @@ impl Books {
         let backlog = backlog.clamp(1, AcceptRing::capacity_for(&geometry));
         let (at, reuse_port) = (book.at, book.reuse_port);
         let options = crate::shard::read_options(in_shared);
-        let done = self.ask_all(|reply| Message::Listen { group, slot, at, backlog, options, reuse_port, reply });
+        let done = self.ask_all(|reply| {
+            let options = Box::new(options);
+            Message::Listen { group, slot, at, backlog, options, reuse_port, reply }
+        });
         if !done.iter().all(|d| matches!(d, Some(Ok(())))) {
             if first_time {
                 self.ask_all(|reply| Message::CloseShared { group, slot, reply });

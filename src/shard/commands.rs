@@ -5,12 +5,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sidestep_shm::Slot;
 use sidestep_shm::slot::{kind, load_address, option, request, status, store_address};
-use sidestep_stack::{Error, Instant, ListenAddress, Stack, Stream, TcpOptions};
+use sidestep_stack::{Error, Instant, ListenAddress, MtuDiscovery, Stack, Stream, TcpOptions};
 
 use super::apps::{Apps, DatagramSocket, Kind, Listener, Socket, StreamSocket, token};
 use super::mailbox::{Message, Notice};
@@ -49,7 +49,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     let _ = reply.send(());
                 }
                 Message::Listen { group, slot, at, backlog, options, reuse_port, reply } => {
-                    let done = self.apps.listen(&mut self.stack, (group, slot), at, backlog, options, reuse_port);
+                    let done = self.apps.listen(&mut self.stack, (group, slot), at, backlog, *options, reuse_port);
                     let _ = reply.send(done);
                 }
                 Message::CloseShared { group, slot, reply } => {
@@ -424,6 +424,8 @@ fn wanted_remote(shared: &Slot) -> SocketAddr {
 /// The options of a slot, as the stack takes them.
 pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
     let bits = shared.options.load(Ordering::Relaxed);
+    let bytes = |word: &AtomicU32| word.load(Ordering::Relaxed).min(sidestep_shm::layout::MAX_RING_BYTES);
+    let small = |word: &AtomicU32| u8::try_from(word.load(Ordering::Relaxed)).unwrap_or(u8::MAX);
     let seconds = |word: u32| (word != 0).then(|| Duration::from_secs(word.into()));
     let user_timeout = shared.user_timeout_ms.load(Ordering::Relaxed);
     let max_segment = shared.max_segment.load(Ordering::Relaxed);
@@ -439,6 +441,20 @@ pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
         max_segment: u16::try_from(max_segment).ok().filter(|&n| n > 0),
         tos: shared.tos.load(Ordering::Relaxed) as u8,
         ttl: shared.ttl.load(Ordering::Relaxed) as u8,
+        receive_buffer: bytes(&shared.receive_buffer),
+        send_buffer: bytes(&shared.send_buffer),
+        window_clamp: bytes(&shared.window_clamp),
+        notsent_lowat: bytes(&shared.notsent_lowat),
+        max_pacing_rate: shared.max_pacing_rate.load(Ordering::Relaxed).into(),
+        syn_retries: small(&shared.syn_retries),
+        linger2: shared.linger2.load(Ordering::Relaxed).cast_signed().clamp(-1, 120) as i16,
+        defer_accept: small(&shared.defer_accept),
+        mtu_discovery: shared
+            .mtu_discovery
+            .load(Ordering::Relaxed)
+            .checked_sub(1)
+            .and_then(|n| MtuDiscovery::from_number(u8::try_from(n).ok()?))
+            .unwrap_or_default(),
     }
 }
 

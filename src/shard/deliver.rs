@@ -149,6 +149,16 @@ fn inherit_options(to: &sidestep_shm::Slot, from: &sidestep_shm::Slot) {
         (&to.tos, &from.tos),
         (&to.ttl, &from.ttl),
         (&to.max_segment, &from.max_segment),
+        (&to.receive_buffer, &from.receive_buffer),
+        (&to.send_buffer, &from.send_buffer),
+        (&to.window_clamp, &from.window_clamp),
+        (&to.notsent_lowat, &from.notsent_lowat),
+        (&to.receive_lowat, &from.receive_lowat),
+        (&to.max_pacing_rate, &from.max_pacing_rate),
+        (&to.syn_retries, &from.syn_retries),
+        (&to.linger2, &from.linger2),
+        (&to.mtu_discovery, &from.mtu_discovery),
+        (&to.congestion, &from.congestion),
     ];
     for (to, from) in words {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);

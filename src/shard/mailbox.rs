@@ -67,7 +67,7 @@ pub enum Message {
         slot: u32,
         at: ListenAddress,
         backlog: u32,
-        options: TcpOptions,
+        options: Box<TcpOptions>,
         reuse_port: bool,
         reply: SyncSender<Result<(), Error>>,
     },

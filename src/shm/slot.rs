@@ -98,7 +98,25 @@ pub struct Slot {
     pub max_segment: AtomicU32,
     /// Bumped by programs with every change of an option.
     pub options_version: AtomicU32,
-    _program_cold: [AtomicU32; 11],
+    /// SO_RCVBUF and SO_SNDBUF as they were asked for, in bytes; 0: the buffers grow by themselves.
+    pub receive_buffer: AtomicU32,
+    pub send_buffer: AtomicU32,
+    /// TCP_WINDOW_CLAMP and TCP_NOTSENT_LOWAT in bytes, 0 for none.
+    pub window_clamp: AtomicU32,
+    pub notsent_lowat: AtomicU32,
+    /// SO_RCVLOWAT in bytes, 0 for 1. Only programs look at it.
+    pub receive_lowat: AtomicU32,
+    /// SO_MAX_PACING_RATE in bytes a second, 0 for none.
+    pub max_pacing_rate: AtomicU32,
+    /// TCP_SYNCNT, TCP_DEFER_ACCEPT in seconds; 0 for none or the default.
+    pub syn_retries: AtomicU32,
+    pub defer_accept: AtomicU32,
+    /// TCP_LINGER2 in seconds, as an i32: 0 for the default, below 0 for none.
+    pub linger2: AtomicU32,
+    /// IP_MTU_DISCOVER + 1; 0 for the default.
+    pub mtu_discovery: AtomicU32,
+    /// TCP_CONGESTION: position in [`CONGESTION`] + 1; 0 for the configuration's.
+    pub congestion: AtomicU32,
 
     // ---- sets -----------------------------------------------------------------------------------------------------
     /// A bit for each process that has the socket open. Programs set and clear their own; the engine clears those of
@@ -110,6 +128,9 @@ pub struct Slot {
     pub watcher_words: AtomicU32,
     _watch: [AtomicU32; 15],
 }
+
+/// Names of congestion controllers, as TCP_CONGESTION has them.
+pub const CONGESTION: [&str; 3] = ["cubic", "reno", "dctcp"];
 
 /// Bits of [`Slot::status`].
 pub mod status {
@@ -244,7 +265,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 34] = [
+        let words: [&AtomicU32; 45] = [
             &self.status,
             &self.request,
             &self.error,
@@ -275,6 +296,17 @@ impl Slot {
             &self.ttl,
             &self.max_segment,
             &self.options_version,
+            &self.receive_buffer,
+            &self.send_buffer,
+            &self.window_clamp,
+            &self.notsent_lowat,
+            &self.receive_lowat,
+            &self.max_pacing_rate,
+            &self.syn_retries,
+            &self.defer_accept,
+            &self.linger2,
+            &self.mtu_discovery,
+            &self.congestion,
             &self.watcher_words,
             &self._watch[0],
             &self._both[0],

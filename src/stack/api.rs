@@ -28,6 +28,12 @@ pub trait Host {
     fn rx_write(&mut self, stream: Token, at: u64, data: &[u8]);
     /// Copies bytes of the transmit stream: from what was acknowledged to what `Stack::tcp_send` announced.
     fn tx_read(&mut self, stream: Token, at: u64, out: &mut [u8]);
+    /// The receive buffer of `stream` should hold `bytes` from now on, more than it does. Returns what it holds then;
+    /// a host that can't give more keeps this default.
+    fn rx_grow(&mut self, stream: Token, bytes: u32) -> u32 {
+        let _ = (stream, bytes);
+        0
+    }
     /// A datagram for `socket`. False when its queue is full: the stack counts it as dropped.
     fn datagram_in(&mut self, socket: Token, meta: &DatagramMeta, payload: &[u8]) -> bool;
     /// Takes the next datagram that `socket` wants to send, its payload copied to the front of `out`; None when there
@@ -39,8 +45,11 @@ pub trait Host {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     pub token: Token,
-    /// Bytes, both a power of two. The receive capacity must be what the listener announced.
+    /// What the receive buffer holds at first, in bytes; [`Host::rx_grow`] may give more later. It must be what the
+    /// listener announced.
     pub rx_capacity: u32,
+    /// What the transmit buffer holds at first, in bytes. How much it should hold later is in
+    /// [`TcpSnapshot::tx_limit`].
     pub tx_capacity: u32,
 }
 
@@ -153,6 +162,13 @@ pub struct TcpConfig {
     pub window_scaling: bool,
     pub sack: bool,
     pub congestion: Congestion,
+    /// Receive buffers: least, initial and most (tcp_rmem). As on Linux the initial window is half of the initial
+    /// size; beyond that these are bytes of payload, because nothing else is in our buffers. The most also decides the
+    /// window scale that is offered.
+    pub rmem: [u32; 3],
+    /// Send buffers: least, initial and most, in bytes of payload (tcp_wmem). The most is larger than Linux's 4 MiB,
+    /// which can't fill 1 Gbit/s at 80 ms.
+    pub wmem: [u32; 3],
 }
 
 /// Congestion control by name.
@@ -180,6 +196,8 @@ impl Default for TcpConfig {
             window_scaling: true,
             sack: true,
             congestion: Congestion::Cubic,
+            rmem: [4096, 131_072, 32 << 20],
+            wmem: [4096, 65_536, 32 << 20],
         }
     }
 }
@@ -234,6 +252,70 @@ pub struct TcpOptions {
     pub tos: u8,
     /// 0: 64.
     pub ttl: u8,
+    /// SO_RCVBUF: bytes of payload that the receive buffer holds, for good; 0: it grows by itself.
+    pub receive_buffer: u32,
+    /// SO_SNDBUF, likewise.
+    pub send_buffer: u32,
+    /// TCP_WINDOW_CLAMP: the window is never announced larger; 0: no bound.
+    pub window_clamp: u32,
+    /// TCP_NOTSENT_LOWAT: the owner wants to hear when fewer bytes than this wait to be sent; 0: doesn't.
+    pub notsent_lowat: u32,
+    /// SO_MAX_PACING_RATE in bytes a second, 0: no bound.
+    pub max_pacing_rate: u64,
+    /// TCP_SYNCNT: SYN retransmissions; 0: the configuration's.
+    pub syn_retries: u8,
+    /// TCP_LINGER2: seconds in FIN-WAIT-2 without an owner; 0: the configuration's, below 0: none.
+    pub linger2: i16,
+    /// TCP_DEFER_ACCEPT of a listener in seconds: connections come to the owner with their first data.
+    pub defer_accept: u8,
+    pub mtu_discovery: MtuDiscovery,
+}
+
+/// IP_MTU_DISCOVER, with ip(7)'s numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum MtuDiscovery {
+    /// Packets may be fragmented on the way; ICMP says nothing about the path.
+    Dont = 0,
+    /// Packets carry DF and ICMP lowers the path's MTU.
+    #[default]
+    Want = 1,
+    /// The same, and datagrams that don't fit are refused.
+    Do = 2,
+    /// DF, but what ICMP says is ignored: for programs that probe by themselves.
+    Probe = 3,
+    /// The link's MTU always, without DF.
+    Interface = 4,
+    /// The same; datagrams beyond it are fragmented.
+    Omit = 5,
+}
+
+impl MtuDiscovery {
+    /// Of ip(7)'s number; None for others.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Dont,
+            1 => Self::Want,
+            2 => Self::Do,
+            3 => Self::Probe,
+            4 => Self::Interface,
+            5 => Self::Omit,
+            _ => return None,
+        })
+    }
+
+    /// Whether packets carry DF (RFC 1191 3).
+    #[must_use]
+    pub const fn dont_fragment(self) -> bool {
+        matches!(self, Self::Want | Self::Do | Self::Probe)
+    }
+
+    /// Whether ICMP may lower the path's MTU.
+    #[must_use]
+    pub const fn believes_icmp(self) -> bool {
+        matches!(self, Self::Want | Self::Do)
+    }
 }
 
 /// Where a listener listens.
@@ -285,6 +367,14 @@ pub struct TcpSnapshot {
     pub rx_tail: u64,
     /// Bytes of ours acknowledged since the start.
     pub tx_head: u64,
+    /// Bytes of ours sent since the start.
+    pub tx_next: u64,
+    /// How much the transmit buffer should hold, in bytes. Never less than before.
+    pub tx_limit: u32,
+    /// How much the receive buffer may hold, in bytes.
+    pub rx_limit: u32,
+    /// Payload of a full segment to the peer, in bytes.
+    pub send_mss: u32,
     /// The peer's FIN came and everything before it.
     pub peer_finished: bool,
     /// Why the connection broke, once.
@@ -337,29 +427,6 @@ pub enum Error {
     NoSuchSocket,
     /// EPROTO: an ICMP protocol error.
     Protocol,
-}
-
-/// Numbers for `ss` and TCP_INFO.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TcpInfo {
-    pub state: TcpState,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    pub send_mss: u32,
-    pub receive_mss: u32,
-    pub cwnd: u32,
-    pub ssthresh: u32,
-    pub srtt: Duration,
-    pub rttvar: Duration,
-    pub rto: Duration,
-    pub retransmits: u32,
-    pub bytes_in_flight: u32,
-    pub send_window: u32,
-    pub receive_window: u32,
-    pub send_scale: u8,
-    pub receive_scale: u8,
-    pub timestamps: bool,
-    pub sack: bool,
 }
 
 /// What the stack counted. All only grow.

@@ -32,6 +32,7 @@ mod egress;
 mod ethernet;
 mod fragment;
 mod icmp;
+mod info;
 mod ip;
 mod ndp;
 mod neighbor;
@@ -49,6 +50,7 @@ mod udp;
 mod wheel;
 
 pub use api::*;
+pub use info::{CongestionState, TCP_INFO_BYTES, TcpInfo};
 pub use stack::{Stack, Unknown, Verdict};
 pub use stray::Stray;
 pub use time::Instant;

@@ -333,12 +333,12 @@ impl Stack {
     /// # Errors
     /// As [`Self::tcp_send`].
     pub fn tcp_info(&self, id: SocketId) -> Result<TcpInfo, Error> {
-        self.tcp.info(id)
+        self.tcp.info(id, self.now)
     }
 
     /// Calls `f` for every connection and listener.
     pub fn tcp_for_each(&self, f: &mut dyn FnMut(Token, SocketId, TcpInfo)) {
-        self.tcp.for_each(f);
+        self.tcp.for_each(self.now, f);
     }
 
     /// The local address towards `remote`: `wanted` where it says something, else as routed. Its port may be 0.

@@ -6,15 +6,18 @@
 //! number on the wire, because `ORIGIN` is a multiple of 2^32; it is not 0 so that there is room below for old segments.
 
 use super::assembler::Assembler;
+use super::buffer;
+use super::buffer::ReceiveBuffer;
 use super::congestion::{self, CongestionControl};
 use super::flow::FlowKey;
 use super::recovery::Scoreboard;
 use super::rtt::Rtt;
 use super::segment::{MIN_HEADER, TIMESTAMP_SPACE};
+use super::stats::Stats;
 use crate::wheel::TimerId;
-use crate::{Error, Instant, Stream, TcpConfig, TcpInfo, TcpOptions, TcpSnapshot, TcpState, Token};
+use crate::{Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapshot, TcpState, Token};
 use alloc::boxed::Box;
-use core::net::{IpAddr, SocketAddr};
+use core::net::IpAddr;
 use core::time::Duration;
 
 /// Position of a SYN.
@@ -95,6 +98,7 @@ pub(super) struct Connection {
     pub sack: bool,
     pub send_scale: u8,
     pub receive_scale: u8,
+    pub is_scaled: bool,
     pub timestamp_offset: u32,
     /// With ourselves: no wire, no checksums, long segments.
     pub loopback: bool,
@@ -116,7 +120,12 @@ pub(super) struct Connection {
     pub window_ack: u64,
     /// Payload and options of a full segment.
     pub mss: u16,
+    /// Largest IP packet that the path takes, as far as we know.
+    pub path_mtu: u16,
+    /// Most that may be written and not acknowledged, whatever the buffer is at present.
     pub transmit_capacity: u32,
+    /// What the send buffer should hold; grows with the congestion window.
+    pub transmit_limit: u32,
     /// End of the last segment that wasn't full: with Nagle (as Minshall has it) there is only one unacknowledged.
     pub small_end: u64,
     pub last_send: Instant,
@@ -167,7 +176,9 @@ pub(super) struct Connection {
     pub rx_head: u64,
     /// Right edge of the window as announced; never moves back.
     pub rx_edge: u64,
-    pub receive_capacity: u32,
+    pub buffer: ReceiveBuffer,
+    /// The window of our SYN, in bytes.
+    pub first_window: u16,
     /// Where the peer's FIN is, once seen.
     pub fin_at: Option<u64>,
     pub peer_finished: bool,
@@ -182,6 +193,7 @@ pub(super) struct Connection {
     pub duplicate: Option<(u64, u64)>,
     answers: u8,
     answers_since: Instant,
+    pub stats: Stats,
 }
 
 impl Connection {
@@ -189,6 +201,8 @@ impl Connection {
         let announced_mss = own_mss(setup.key.local, setup.mtu, setup.options);
         let mss = default_mss(setup.key.local).min(announced_mss);
         let capacity = setup.stream.rx_capacity;
+        let options = setup.options;
+        let opening = buffer::opening(config, capacity, options, u32::from(announced_mss));
         Self {
             key: setup.key,
             hash: setup.hash,
@@ -209,7 +223,8 @@ impl Connection {
             timestamps: config.timestamps,
             sack: config.sack,
             send_scale: 0,
-            receive_scale: if config.window_scaling { scale_for(capacity) } else { 0 },
+            receive_scale: opening.scale,
+            is_scaled: config.window_scaling,
             timestamp_offset: setup.timestamp_offset,
             loopback: setup.loopback,
             timestamp_recent: 0,
@@ -223,7 +238,9 @@ impl Connection {
             window_seq: ORIGIN,
             window_ack: ORIGIN,
             mss,
-            transmit_capacity: setup.stream.tx_capacity,
+            path_mtu: u16::try_from(setup.mtu).unwrap_or(u16::MAX),
+            transmit_capacity: setup.stream.tx_capacity.max(config.wmem[2]).max(options.send_buffer),
+            transmit_limit: send_limit(config, options),
             small_end: ORIGIN,
             last_send: now,
             stalled_since: now,
@@ -253,8 +270,9 @@ impl Connection {
             rx_nxt: ORIGIN,
             rx_head: FIRST,
             // The window of a SYN is not scaled (RFC 7323 2.2).
-            rx_edge: FIRST + u64::from(capacity.min(0xffff)),
-            receive_capacity: capacity,
+            rx_edge: FIRST + u64::from(opening.window),
+            buffer: ReceiveBuffer::new(config, capacity, options, u32::from(announced_mss), now),
+            first_window: opening.window as u16,
             fin_at: None,
             peer_finished: false,
             assembler: Assembler::default(),
@@ -265,6 +283,7 @@ impl Connection {
             duplicate: None,
             answers: 0,
             answers_since: now,
+            stats: Stats::default(),
         }
     }
 
@@ -279,6 +298,9 @@ impl Connection {
         connection.una = FIRST;
         connection.nxt = FIRST;
         connection.agree(irs, agreed, config, now);
+        // The SYN-ACK counted the timestamps off the segments of its window; see `HalfOpen::answer`.
+        let opening = opening_of_answer(config, setup.stream.rx_capacity, setup.options, &connection);
+        connection.rx_edge = FIRST + u64::from(opening.window);
         connection.acked = FIRST;
         connection
     }
@@ -295,7 +317,10 @@ impl Connection {
         self.sack = self.sack && agreed.sack;
         match agreed.scale {
             Some(scale) if config.window_scaling => self.send_scale = scale,
-            _ => self.receive_scale = 0,
+            _ => {
+                self.receive_scale = 0;
+                self.is_scaled = false;
+            }
         }
         let mss = agreed.mss.unwrap_or_else(|| default_mss(self.key.local));
         self.mss = mss.min(self.announced_mss).max(MIN_MSS);
@@ -346,6 +371,10 @@ impl Connection {
             state: self.state,
             rx_tail: self.received_tail(),
             tx_head: self.una.min(self.tail).saturating_sub(FIRST),
+            tx_next: self.nxt.min(self.tail).saturating_sub(FIRST),
+            tx_limit: self.transmit_limit,
+            rx_limit: self.buffer.limit(),
+            send_mss: self.full_segment(),
             peer_finished: self.peer_finished,
             error: self.error.take(),
             released: self.released,
@@ -381,34 +410,33 @@ impl Connection {
     }
 
     /// The owner read up to `head` bytes of its stream. False: impossible.
-    pub fn read(&mut self, head: u64) -> bool {
+    pub fn read(&mut self, now: Instant, head: u64) -> bool {
         let Some(position) = head.checked_add(FIRST) else { return false };
         if position < self.rx_head || head > self.received_tail() {
             return false;
         }
         self.rx_head = position;
+        self.buffer.on_read(head, u32::from(self.announced_mss), now);
         // RFC 9293 3.8.6.2.2: tell the peer when the window has at least doubled and by a useful amount.
-        let window = self.rx_edge.saturating_sub(self.rx_nxt);
-        let edge = self.receive_limit();
-        if self.is_synchronized()
-            && !self.peer_finished
-            && edge.saturating_sub(self.rx_edge) >= self.useful_window()
-            && edge.saturating_sub(self.rx_nxt) >= 2 * window
-        {
-            self.ack_due = true;
+        let current = self.rx_edge.saturating_sub(self.rx_nxt);
+        if self.is_synchronized() && !self.peer_finished && 2 * current <= u64::from(self.buffer.limit()) {
+            let window = self.window();
+            if window > 0 && window >= 2 * current {
+                self.ack_due = true;
+            }
         }
         true
     }
 
-    /// Position of the first byte for which there is no room, or that the window field can't reach.
-    pub fn receive_limit(&self) -> u64 {
-        let room = self.rx_head + u64::from(self.receive_capacity);
-        room.min(self.rx_nxt.max(FIRST) + (0xffff << self.receive_scale))
+    /// Bytes in order that the owner has not read.
+    pub const fn unread(&self) -> u64 {
+        self.rx_nxt.saturating_sub(self.rx_head + self.peer_finished as u64)
     }
 
-    /// The window opens by steps of at least this: half the ring or a full segment.
-    pub fn useful_window(&self) -> u64 {
-        u64::from((self.receive_capacity / 2).min(u32::from(self.announced_mss)).max(1))
+    /// What the peer may send from here on, if it is told now.
+    pub fn window(&self) -> u64 {
+        let current = self.rx_edge.saturating_sub(self.rx_nxt);
+        self.buffer.window(self.unread(), current, self.receive_mss, self.receive_scale)
     }
 
     /// The owner writes no more.
@@ -464,37 +492,43 @@ impl Connection {
         self.backoff += 1;
     }
 
+    /// The owner has set options.
+    pub fn set_options(&mut self, options: TcpOptions, config: &TcpConfig, now: Instant) {
+        if options.keep_alive && !self.options.keep_alive {
+            // The idle time counts from now on, not from a past that nobody watched.
+            self.last_receive = now;
+            self.keepalives = 0;
+        }
+        if (options.receive_buffer, options.window_clamp) != (self.options.receive_buffer, self.options.window_clamp) {
+            self.buffer.set_options(config, &options);
+        }
+        if options.send_buffer != self.options.send_buffer {
+            self.transmit_limit = send_limit(config, &options);
+            self.transmit_capacity = self.transmit_capacity.max(options.send_buffer);
+            self.changed = true;
+        }
+        self.options = options;
+    }
+
+    /// The send buffer should hold twice the congestion window, so that there is always something to send when an ACK
+    /// comes (tcp_sndbuf_expand of Linux), but only if the program writes that much.
+    pub fn expand_send_buffer(&mut self, config: &TcpConfig) {
+        let queued = self.tail.saturating_sub(self.una);
+        if queued <= u64::from(self.transmit_limit / 2) || self.options.send_buffer != 0 {
+            return;
+        }
+        let wanted = u32::try_from(2 * self.congestion.window()).unwrap_or(u32::MAX).min(config.wmem[2]);
+        self.transmit_limit = self.transmit_limit.max(wanted);
+    }
+
     /// The path takes smaller packets only (RFC 1191, 8201): `mtu` bytes with the IP header.
     pub fn limit_path(&mut self, mtu: usize) {
         let mss = path_mss(self.key.local, mtu).max(MIN_MSS);
+        self.path_mtu = self.path_mtu.min(u16::try_from(mtu).unwrap_or(u16::MAX));
         if mss < self.mss {
             self.mss = mss;
             let full = self.full_segment();
             self.board.on_smaller_segments(full);
-        }
-    }
-
-    pub fn info(&self, config: &TcpConfig) -> TcpInfo {
-        let bytes = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        TcpInfo {
-            state: self.state,
-            local: self.key.local(),
-            remote: self.key.remote(),
-            send_mss: self.full_segment(),
-            receive_mss: self.receive_mss,
-            cwnd: bytes(self.congestion.window()),
-            ssthresh: bytes(self.congestion.threshold()),
-            srtt: self.rtt.smoothed(),
-            rttvar: self.rtt.variation(),
-            rto: self.timeout(config),
-            retransmits: self.retransmits,
-            bytes_in_flight: bytes(self.board.in_flight()),
-            send_window: bytes(self.send_edge.saturating_sub(self.una)),
-            receive_window: bytes(self.rx_edge.saturating_sub(self.rx_nxt)),
-            send_scale: self.send_scale,
-            receive_scale: self.receive_scale,
-            timestamps: self.timestamps,
-            sack: self.sack,
         }
     }
 
@@ -503,37 +537,22 @@ impl Connection {
     }
 }
 
-impl TcpInfo {
-    /// Of a record that has no more to tell than this.
-    pub(super) const fn without_numbers(state: TcpState, local: SocketAddr, remote: SocketAddr) -> Self {
-        Self {
-            state,
-            local,
-            remote,
-            send_mss: 0,
-            receive_mss: 0,
-            cwnd: 0,
-            ssthresh: 0,
-            srtt: Duration::ZERO,
-            rttvar: Duration::ZERO,
-            rto: Duration::ZERO,
-            retransmits: 0,
-            bytes_in_flight: 0,
-            send_window: 0,
-            receive_window: 0,
-            send_scale: 0,
-            receive_scale: 0,
-            timestamps: false,
-            sack: false,
-        }
-    }
-}
-
 /// The position closest to `base` whose low 32 bits are `offset`.
 const fn near(base: u64, offset: u32) -> u64 {
     #[allow(clippy::cast_possible_truncation)]
     let distance = offset.wrapping_sub(base as u32).cast_signed();
     base.wrapping_add_signed(distance as i64)
+}
+
+/// What the send buffer holds at first.
+fn send_limit(config: &TcpConfig, options: &TcpOptions) -> u32 {
+    if options.send_buffer == 0 { config.wmem[1] } else { options.send_buffer.max(config.wmem[0]) }
+}
+
+/// What our SYN-ACK said of the receive buffer.
+fn opening_of_answer(config: &TcpConfig, capacity: u32, options: &TcpOptions, to: &Connection) -> buffer::Opening {
+    let room = if to.timestamps { TIMESTAMP_SPACE as u32 } else { 0 };
+    buffer::opening(config, capacity, options, u32::from(to.announced_mss) - room)
 }
 
 /// The smallest shift with which the field can announce the whole ring.

@@ -23,6 +23,7 @@ const LOOPBACK_ACK_DELAY: Duration = Duration::from_millis(1);
 impl Connection {
     /// Takes a segment of this connection.
     pub fn on_segment(&mut self, cx: &mut Context<'_>, config: &TcpConfig, segment: &Segment<'_>) {
+        self.stats.segments_in = self.stats.segments_in.wrapping_add(1);
         match self.state {
             TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {}
             TcpState::SynSent => self.on_segment_in_syn_sent(cx, config, segment),
@@ -244,6 +245,7 @@ impl Connection {
             }
         }
 
+        self.expand_send_buffer(config);
         self.on_tail_probe_acked(now, ack, in_flight, came_twice);
         self.detect_losses(now, in_flight);
         self.on_finish_acked(cx, config);
@@ -292,6 +294,7 @@ impl Connection {
         let delivered = self.board.on_ack(ack, now, full, self.rtt.minimum().unwrap_or_default());
         self.una = ack;
         self.stalled_since = now;
+        self.stats.on_progress(now);
         self.changed = true;
         self.soft_error = None;
         self.small_due = false;
@@ -398,6 +401,7 @@ impl Connection {
             return;
         }
         if !data.is_empty() {
+            self.note_payload(cx, segment, data.len());
             self.receive_mss = self.receive_mss.max(data.len().min(usize::from(self.announced_mss)) as u32);
             if !self.accept_data(cx, start, end, data) {
                 return;
@@ -419,9 +423,27 @@ impl Connection {
         self.schedule_ack(cx.now, config);
     }
 
+    /// Measures the peer by what it sends.
+    fn note_payload(&mut self, cx: &Context<'_>, segment: &Segment<'_>, len: usize) {
+        self.stats.data_segments_in = self.stats.data_segments_in.wrapping_add(1);
+        self.stats.last_data_in = cx.now;
+        if let Some(timestamps) = segment.timestamps.filter(|t| self.timestamps && t.echo != 0)
+            && segment.payload.len() >= self.receive_mss as usize
+        {
+            let elapsed = isn::timestamp(cx.now, self.timestamp_offset).wrapping_sub(timestamps.echo);
+            if elapsed < 1 << 20 {
+                self.buffer.on_echo(timestamps.echo, Duration::from_millis(u64::from(elapsed.max(1))));
+            }
+        }
+        let window = self.rx_edge.saturating_sub(self.rx_nxt);
+        self.buffer.on_progress(self.rx_nxt, window, cx.now);
+        self.buffer.on_payload(len, self.unread(), u32::from(self.announced_mss));
+    }
+
     /// Puts data into the ring. False when it had to be dropped.
     fn accept_data(&mut self, cx: &mut Context<'_>, start: u64, end: u64, data: &[u8]) -> bool {
         if start > self.rx_nxt {
+            self.stats.out_of_order = self.stats.out_of_order.wrapping_add(1);
             // RFC 5681 4.2: a gap is reported at once.
             if self.ack_due && !self.sack {
                 self.more_acks = self.more_acks.saturating_add(1).min(MORE_ACKS);

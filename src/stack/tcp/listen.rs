@@ -1,10 +1,11 @@
 //! Listeners and half-open connections: small records until the handshake is complete, and no record at all (a cookie,
 //! RFC 4987) when there are too many.
 
-use super::connection::{Agreed, Connection, own_mss, scale_for};
+use super::buffer::{Opening, opening};
+use super::connection::{Agreed, Connection, own_mss};
 use super::flow::{FlowKey, FlowRef};
 use super::output::{reply, reply_reset};
-use super::segment::{ACK, FIN, Header, RST, SYN, Segment};
+use super::segment::{ACK, FIN, Header, RST, SYN, Segment, TIMESTAMP_SPACE};
 use super::{Context, SegmentMeta, Tcp, Verdict, isn};
 use crate::wheel::TimerId;
 use crate::{Event, Instant, ListenAddress, SocketId, TcpConfig, TcpInfo, TcpOptions, TcpState, Token};
@@ -58,11 +59,10 @@ impl Listener {
         let any = if self.at.ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         let local = self.at.address.unwrap_or(any);
         let remote = if local.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { any };
-        // As `ss` shows it: how long the queue may be, and how long it is.
         TcpInfo {
-            send_window: self.backlog,
-            receive_window: self.half_open,
-            ..TcpInfo::without_numbers(TcpState::Listen, (local, self.at.port).into(), (remote, 0).into())
+            backlog: self.backlog,
+            half_open: self.half_open,
+            ..TcpInfo::new(TcpState::Listen, (local, self.at.port).into(), (remote, 0).into())
         }
     }
 }
@@ -109,21 +109,29 @@ impl HalfOpen {
         TcpInfo {
             timestamps: self.timestamps,
             sack: self.sack,
-            ..TcpInfo::without_numbers(TcpState::SynReceived, self.key.local(), self.key.remote())
+            ..TcpInfo::new(TcpState::SynReceived, self.key.local(), self.key.remote())
         }
+    }
+
+    /// The receive buffer as our answer tells of it.
+    fn opening(&self, config: &TcpConfig, listener: &Listener, mss: u16) -> Opening {
+        let options = if self.timestamps { TIMESTAMP_SPACE as u32 } else { 0 };
+        opening(config, listener.rx_capacity, &listener.options, u32::from(mss) - options)
     }
 
     fn answer(&self, cx: &mut Context<'_>, config: &TcpConfig, listener: &Listener, timestamp: u32) {
         let scaled = u32::from(self.scale) != COOKIE_NO_SCALE && config.window_scaling;
+        let mss = own_mss(self.key.local, cx.mtu_to(self.key.remote, listener.rx_capacity), &listener.options);
+        let opening = self.opening(config, listener, mss);
         let header = Header {
             source_port: self.key.local_port,
             destination_port: self.key.remote_port,
             seq: self.iss,
             ack: self.irs.wrapping_add(1),
             flags: SYN | ACK,
-            window: u16::try_from(listener.rx_capacity).unwrap_or(u16::MAX),
-            mss: Some(own_mss(self.key.local, cx.mtu_to(self.key.remote, listener.rx_capacity), &listener.options)),
-            scale: scaled.then(|| scale_for(listener.rx_capacity)),
+            window: opening.window as u16,
+            mss: Some(mss),
+            scale: scaled.then_some(opening.scale),
             sack_permitted: self.sack,
             timestamps: self.timestamps.then_some((timestamp, self.timestamp_recent)),
             sack: &[],
@@ -220,7 +228,14 @@ impl Tcp {
         let older = segment.timestamps.is_some_and(|t| {
             half_open.timestamps && half_open.timestamp_recent.wrapping_sub(t.value).cast_signed() > 0
         });
-        let outside = offset >= listener.rx_capacity.max(1);
+        let window = half_open
+            .opening(
+                &self.config,
+                listener,
+                own_mss(half_open.key.local, cx.mtu_to(half_open.key.remote, listener.rx_capacity), &listener.options),
+            )
+            .window;
+        let outside = offset >= window.max(1);
         if segment.has(SYN) || older || outside {
             // RFC 9293 3.10.7.4, first: an ACK that says where we are.
             let header = Header {
@@ -229,7 +244,7 @@ impl Tcp {
                 seq: half_open.iss.wrapping_add(1),
                 ack: half_open.irs.wrapping_add(1),
                 flags: ACK,
-                window: u16::try_from(listener.rx_capacity).unwrap_or(u16::MAX),
+                window: window as u16,
                 timestamps: half_open.timestamps.then_some((timestamp, half_open.timestamp_recent)),
                 ..Header::default()
             };

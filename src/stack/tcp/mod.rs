@@ -15,9 +15,11 @@
 //! a place in the ready queue, its timer, its end.
 
 mod assembler;
+mod buffer;
 pub mod congestion;
 mod connection;
 mod flow;
+mod info;
 mod input;
 mod isn;
 mod listen;
@@ -26,6 +28,7 @@ mod recovery;
 mod rtt;
 mod segment;
 mod slab;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod time_wait;
@@ -482,6 +485,7 @@ impl Tcp {
             return;
         }
         let plan = connection.plan(now);
+        connection.note_limit(now);
         connection.update_timers(now, &self.config, plan.is_none());
         if plan.is_some() && !connection.queued {
             connection.queued = true;

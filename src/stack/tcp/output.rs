@@ -126,6 +126,9 @@ impl Connection {
 
     /// Builds the segment at the front of `out`. None when `out` can't hold it.
     pub fn build(&mut self, cx: &mut Context<'_>, config: &TcpConfig, plan: Plan, out: &mut [u8]) -> Option<Emitted> {
+        if self.buffer.wants_more() && self.is_synchronized() {
+            self.buffer.ask(cx.host, self.token, self.rx_nxt);
+        }
         match plan {
             Plan::Reset => {
                 let header = self.header(RST | ACK, self.nxt, cx.now, &[]);
@@ -145,6 +148,7 @@ impl Connection {
                 let (payload, sent) = self.build_data(cx, seq, len - u32::from(fin), fin, out)?;
                 self.board.retransmitted(index, payload + u32::from(sent.1), cx.now);
                 self.retransmits = self.retransmits.saturating_add(1);
+                self.stats.bytes_retransmitted += u64::from(payload);
                 cx.counters.tcp_retransmits += 1;
                 self.note_tail_probe(true);
                 Some(sent.0)
@@ -169,6 +173,7 @@ impl Connection {
                     self.cork_at = NEVER;
                 }
                 self.last_send = cx.now;
+                self.changed |= self.options.notsent_lowat > 0;
                 self.note_tail_probe(false);
                 Some(sent)
             }
@@ -199,7 +204,7 @@ impl Connection {
         header.scale = (config.window_scaling && (!answer || self.send_scale > 0 || self.receive_scale > 0))
             .then_some(self.receive_scale);
         header.sack_permitted = self.sack;
-        header.window = u16::try_from(self.receive_capacity).unwrap_or(u16::MAX);
+        header.window = self.first_window;
         if !answer {
             header.ack = 0;
             header.timestamps = header.timestamps.map(|(value, _)| (value, 0));
@@ -285,7 +290,7 @@ impl Connection {
     }
 
     fn finish_segment(
-        &self,
+        &mut self,
         header: &Header<'_>,
         cx: &mut Context<'_>,
         out: &mut [u8],
@@ -299,6 +304,8 @@ impl Connection {
             header.write(self.key.local, self.key.remote, segment);
         }
         cx.counters.tcp_out += 1;
+        self.stats.segments_out = self.stats.segments_out.wrapping_add(1);
+        self.stats.data_segments_out = self.stats.data_segments_out.wrapping_add(u32::from(payload > 0));
         // The low two bits are ECN's.
         Some(Emitted { len, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
     }
@@ -322,10 +329,15 @@ impl Connection {
 
     /// The window field, and with it the edge up to which the peer may send.
     fn announce_window(&mut self) -> u16 {
-        let limit = self.receive_limit();
-        // RFC 9293 3.8.6.2.2: the edge moves by useful steps.
-        if limit >= self.rx_edge + self.useful_window() {
-            self.rx_edge = limit;
+        // RFC 9293 3.8.6: the edge never moves back.
+        let window = self.window().min(0xffff << self.receive_scale);
+        self.rx_edge = self.rx_edge.max(self.rx_nxt + window);
+        // What scaling would cut off is rounded up where the memory has room: else it would look as if the edge moved
+        // back.
+        let window = self.rx_edge.saturating_sub(self.rx_nxt);
+        let whole = window.next_multiple_of(1 << self.receive_scale);
+        if whole != window && self.unread() + whole <= u64::from(self.buffer.capacity()) {
+            self.rx_edge = self.rx_nxt + whole;
         }
         let window = self.rx_edge.saturating_sub(self.rx_nxt);
         u16::try_from(window >> self.receive_scale).unwrap_or(u16::MAX)

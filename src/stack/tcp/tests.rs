@@ -207,6 +207,8 @@ use crate::siphash::{Rng, SipKey};
 
 impl Net {
     pub fn new(pipe: Pipe) -> Self {
+        // These programs' memory doesn't grow, so nothing larger is to be offered.
+        let config = TcpConfig { rmem: [4096, 2 * pipe.rx_capacity, pipe.rx_capacity], ..pipe.config };
         let end = |host: u8| {
             let address = if pipe.ipv6 {
                 IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)])
@@ -216,7 +218,7 @@ impl Net {
             let mut seed = [host; 32];
             seed[..8].copy_from_slice(&pipe.seed.to_le_bytes());
             End {
-                tcp: Tcp::new(&pipe.config, &pipe.limits, (40_000, 49_999), None, seed),
+                tcp: Tcp::new(&config, &pipe.limits, (40_000, 49_999), None, seed),
                 programs: Programs {
                     rx_capacity: pipe.rx_capacity,
                     tx_capacity: pipe.tx_capacity,
@@ -320,7 +322,7 @@ impl Net {
 
     pub fn info(&mut self, side: usize, token: u64) -> crate::TcpInfo {
         let id = self.socket(side, token).id.unwrap();
-        self.ends[side].tcp.info(id).unwrap()
+        self.ends[side].tcp.info(id, self.now).unwrap()
     }
 
     /// Hands a segment to a side as if it had come.

@@ -190,7 +190,7 @@ impl TimeWait {
         TcpInfo {
             receive_window: u32::from(self.window),
             timestamps: self.timestamps,
-            ..TcpInfo::without_numbers(TcpState::TimeWait, self.key.local(), self.key.remote())
+            ..TcpInfo::new(TcpState::TimeWait, self.key.local(), self.key.remote())
         }
     }
 

@@ -129,6 +129,7 @@ impl Connection {
                 }
             }
             _ => {
+                self.stats.on_timeout(now);
                 let in_flight = self.board.in_flight();
                 self.congestion.on_timeout(now, in_flight, self.full_segment(), first);
                 self.board.on_timeout(self.nxt);

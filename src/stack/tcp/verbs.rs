@@ -125,7 +125,7 @@ impl Tcp {
     /// The owner read up to `rx_head` bytes of its stream.
     pub fn received(&mut self, now: Instant, id: SocketId, rx_head: u64) -> Result<(), Error> {
         let connection = self.owned(id)?;
-        let read = connection.read(rx_head);
+        let read = connection.read(now, rx_head);
         // Most reads change nothing that the peer needs to know.
         if connection.ack_due {
             self.settle(now, id.index);
@@ -168,18 +168,13 @@ impl Tcp {
             self.listeners.get_mut(index).ok_or(Error::NoSuchSocket)?.options = options;
             return Ok(());
         }
-        let connection = self.owned(id)?;
-        if options.keep_alive && !connection.options.keep_alive {
-            // The idle time counts from now on, not from a past that nobody watched.
-            connection.last_receive = now;
-            connection.keepalives = 0;
-        }
-        connection.options = options;
+        let config = self.config;
+        self.owned(id)?.set_options(options, &config, now);
         self.settle(now, id.index);
         Ok(())
     }
 
-    pub fn info(&self, id: SocketId) -> Result<TcpInfo, Error> {
+    pub fn info(&self, id: SocketId, now: Instant) -> Result<TcpInfo, Error> {
         let index = id.index & !LISTENER;
         let info = if id.index & LISTENER != 0 {
             self.listeners.get(index).filter(|_| self.listeners.is_current(index, id.generation)).map(Listener::info)
@@ -187,19 +182,19 @@ impl Tcp {
             let connection = self.connections.get(index);
             connection
                 .filter(|c| self.connections.is_current(index, id.generation) && !c.released)
-                .map(|connection| connection.info(&self.config))
+                .map(|connection| connection.info(&self.config, now))
         };
         info.ok_or(Error::NoSuchSocket)
     }
 
     /// Shows everything there is: listeners, connections, TIME-WAIT. Records that nobody owns have `u64::MAX` as token.
-    pub fn for_each(&self, f: &mut dyn FnMut(Token, SocketId, TcpInfo)) {
+    pub fn for_each(&self, now: Instant, f: &mut dyn FnMut(Token, SocketId, TcpInfo)) {
         for (index, generation, listener) in self.listeners.iter() {
             f(listener.token, SocketId { index: index | LISTENER, generation }, listener.info());
         }
         for (index, generation, connection) in self.connections.iter() {
             let token = if connection.released { NOBODY } else { connection.token };
-            f(token, SocketId { index, generation }, connection.info(&self.config));
+            f(token, SocketId { index, generation }, connection.info(&self.config, now));
         }
         // These have no numbers but their addresses; those of a listener that never moved are as empty.
         for (index, generation, record) in self.time_waits.iter() {

@@ -45,7 +45,7 @@ fn client_finishes_first() {
     assert!(net.socket(CLIENT, client).released() && net.socket(SERVER, server).released());
     assert_eq!(net.ends[CLIENT].tcp.time_waits.len(), 1);
     let mut seen = 0;
-    net.ends[CLIENT].tcp.for_each(&mut |token, _, info| {
+    net.ends[CLIENT].tcp.for_each(net.now, &mut |token, _, info| {
         assert_eq!((token, info.state), (Token(u64::MAX), TcpState::TimeWait));
         seen += 1;
     });
@@ -259,7 +259,7 @@ fn listeners_and_ports() {
     assert_eq!(at("10.0.0.2"), Some(first.index & 0xff));
     assert_eq!(at("10.0.0.9"), None);
     assert!(at("fd00::1").is_some());
-    assert_eq!(net.ends[SERVER].tcp.info(first).unwrap().state, TcpState::Listen);
+    assert_eq!(net.ends[SERVER].tcp.info(first, net.now).unwrap().state, TcpState::Listen);
 }
 
 #[test]

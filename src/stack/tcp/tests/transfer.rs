@@ -141,7 +141,7 @@ fn zero_window_and_back() {
         // Hours of a peer that doesn't read.
         net.run_for(Duration::from_secs(3 * 3600));
         let snapshot = net.socket(SERVER, server).snapshot.unwrap();
-        assert_eq!(snapshot.rx_tail, 1 << 14, "the ring is used to the last byte");
+        assert!(snapshot.rx_tail > (1 << 14) - 1460, "the ring is used but for less than a segment");
         assert_eq!(net.socket(CLIENT, client).error, None);
         let probes = net.sent.len();
         net.run_for(Duration::from_secs(1200));
@@ -376,7 +376,7 @@ fn impossible_wishes_are_refused() {
     let now = net.now;
     let id = net.socket(CLIENT, client).id.unwrap();
     let tcp = &mut net.ends[CLIENT].tcp;
-    assert!(tcp.send(now, id, (1 << 17) + 1).is_err() && tcp.send(now, id, u64::MAX).is_err());
+    assert!(tcp.send(now, id, (32 << 20) + 1).is_err() && tcp.send(now, id, u64::MAX).is_err());
     assert!(tcp.received(now, id, 1).is_err() && tcp.received(now, id, u64::MAX).is_err());
     tcp.finish(now, id).unwrap();
     assert!(tcp.send(now, id, 1).is_err(), "after the end");

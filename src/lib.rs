@@ -20,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod local;
+pub mod packetdrill;
 #[allow(unsafe_code)]
 pub mod port;
 pub mod shard;

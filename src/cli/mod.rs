@@ -3,6 +3,7 @@
 mod check;
 mod elf;
 mod notify;
+mod packetdrill;
 mod preload;
 mod run;
 #[allow(unsafe_code)]
@@ -74,6 +75,8 @@ enum Command {
     Ss(Question),
     /// Print an engine's counters
     Stats(Question),
+    /// Run packet scripts in packetdrill's language against the stack, in virtual time
+    Packetdrill(packetdrill::PacketdrillArgs),
     /// Check a configuration and print the effective one
     Check(check::CheckArgs),
 }
@@ -118,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Ss(q) => sockets::main(&control_or_default(q.control), q.json),
         Command::Stats(q) => stats::main(&control_or_default(q.control), q.json),
+        Command::Packetdrill(args) => packetdrill::main(&args),
         Command::Check(args) => check::main(&args),
     };
     done.unwrap_or_else(|failure| {

@@ -27,7 +27,6 @@ mod epoll;
 mod errno;
 pub mod exports;
 mod files;
-mod interest;
 mod options;
 mod poll;
 mod process;

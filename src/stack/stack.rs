@@ -144,6 +144,14 @@ impl Stack {
         &self.config
     }
 
+    /// Other numbers for TCP and another MTU of the link, as a sysctl and a changed link give them: new connections
+    /// have all of them, those that exist what they look up when they need it.
+    pub fn reconfigure(&mut self, tcp: crate::TcpConfig, mtu: usize) {
+        self.config.mtu = mtu.clamp(1280, 9000);
+        self.config.tcp = tcp;
+        self.tcp.reconfigure(tcp);
+    }
+
     /// What was counted so far.
     #[must_use]
     pub const fn counters(&self) -> Counters {

@@ -14,8 +14,8 @@ pub(super) enum Token {
 
 /// Longest first.
 const MARKS: [&str; 28] = [
-    "**", "//", "==", "!=", "<=", ">=", "<<", ">>", "+", "-", "*", "/", "%", "(", ")", "[", "]", "{", "}", ",", "<", ">",
-    "=", "&", "|", "^", "~", ":",
+    "**", "//", "==", "!=", "<=", ">=", "<<", ">>", "+", "-", "*", "/", "%", "(", ")", "[", "]", "{", "}", ",", "<",
+    ">", "=", "&", "|", "^", "~", ":",
 ];
 
 pub(super) fn tokens(text: &str) -> Result<Vec<Token>, String> {
@@ -48,7 +48,10 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, String> {
             out.push(Token::Text(rest[1..=len].to_owned()));
             rest = skip(len + 2);
         } else {
-            let mark = MARKS.into_iter().find(|m| rest.starts_with(m)).ok_or_else(|| format!("{first:?} makes no sense here"))?;
+            let mark = MARKS
+                .into_iter()
+                .find(|m| rest.starts_with(m))
+                .ok_or_else(|| format!("{first:?} makes no sense here"))?;
             match mark {
                 "(" | "[" | "{" => depth += 1,
                 ")" | "]" | "}" => depth -= 1,

@@ -68,7 +68,7 @@ impl<'a> Parser<'a> {
         let what = spell(&self.tokens[start..self.at]);
         // The message is worth its evaluation only when it is needed, but its form is always checked.
         self.live = !holds;
-        let message = if self.take("," ) { Some(self.expression()?) } else { None };
+        let message = if self.take(",") { Some(self.expression()?) } else { None };
         self.live = true;
         match (holds, message) {
             (true, _) => Ok(()),
@@ -237,7 +237,8 @@ impl<'a> Parser<'a> {
                 Ok(value)
             }
             Token::Mark("[") => {
-                let value = if self.peek() == Some(&Token::Mark("]")) { Value::Tuple(Vec::new()) } else { self.tuple()? };
+                let value =
+                    if self.peek() == Some(&Token::Mark("]")) { Value::Tuple(Vec::new()) } else { self.tuple()? };
                 self.expect("]")?;
                 Ok(if let Value::Tuple(_) = value { value } else { Value::Tuple(vec![value]) })
             }

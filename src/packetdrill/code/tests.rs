@@ -33,13 +33,18 @@ fn assertions_hold_or_say_what_does_not() {
         outcome("assert tcpi_snd_cwnd == 11, 'cwnd=%d' % tcpi_snd_cwnd").unwrap_err(),
         "assertion failed: tcpi_snd_cwnd == 11: cwnd=10"
     );
-    assert_eq!(outcome("assert 20000 <= tcpi_rtt <= 30000").unwrap_err(), "assertion failed: 20000 <= tcpi_rtt <= 30000");
+    assert_eq!(
+        outcome("assert 20000 <= tcpi_rtt <= 30000").unwrap_err(),
+        "assertion failed: 20000 <= tcpi_rtt <= 30000"
+    );
     assert!(outcome("assert tcpi_rtt < 20000\nassert tcpi_snd_cwnd == 9").is_err());
 }
 
 #[test]
 fn what_is_no_code_is_an_error() {
-    for code in ["assert nothing_known == 1", "assert 1 +", "assert (1", "x y", "assert 1 / 0", "f(1)", "assert 'a' < 1", "'"] {
+    for code in
+        ["assert nothing_known == 1", "assert 1 +", "assert (1", "x y", "assert 1 / 0", "f(1)", "assert 'a' < 1", "'"]
+    {
         assert!(outcome(code).is_err(), "{code}");
     }
     // Also where it doesn't count for the outcome: the form is checked.

@@ -41,7 +41,9 @@ fn ip_fields(cursor: &mut Cursor<'_>) -> Result<IpFields> {
             "tos" => fields.tos = Some(cursor.small()?),
             "ttl" => fields.ttl = Some(cursor.small()?),
             "flowlabel" => fields.flow_label = Some(cursor.small()?),
-            other => return cursor.fail(format!("{other:?} is no IP field: ect0, ect1, ce, noecn, tos, ttl, flowlabel")),
+            other => {
+                return cursor.fail(format!("{other:?} is no IP field: ect0, ect1, ce, noecn, tos, ttl, flowlabel"));
+            }
         }
         if !cursor.take(",") {
             break;

@@ -86,7 +86,8 @@ fn structure(cursor: &mut Cursor<'_>) -> Result<Expression> {
     let mut fields = Vec::new();
     while !cursor.take("}") {
         let mark = cursor.mark();
-        let name = if cursor.peek().is_ascii_alphabetic() || cursor.peek() == b'_' { cursor.word() } else { String::new() };
+        let name =
+            if cursor.peek().is_ascii_alphabetic() || cursor.peek() == b'_' { cursor.word() } else { String::new() };
         if !name.is_empty() && cursor.take("(") {
             cursor.until(")")?;
         }

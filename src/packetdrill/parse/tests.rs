@@ -83,7 +83,10 @@ fn calls_with_structures() {
     assert_eq!(call.result.value, Expression::Number(-1));
     assert_eq!(call.result.errno.as_deref(), Some("EAGAIN"));
     let Expression::Struct(fields) = &call.arguments[1] else { panic!() };
-    assert_eq!(fields.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(), ["msg_name", "msg_iov", "msg_flags", "msg_control"]);
+    assert_eq!(
+        fields.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(),
+        ["msg_name", "msg_iov", "msg_flags", "msg_control"]
+    );
     let pair = Expression::Struct(vec![(String::new(), Expression::Ellipsis), (String::new(), Expression::Number(10))]);
     assert!(matches!(&fields[1].1, Expression::List(l) if l.len() == 2 && l[0] == pair));
     assert!(matches!(&fields[2].1, Expression::Or(all) if all.len() == 2));
@@ -98,7 +101,10 @@ fn calls_with_structures() {
 
 #[test]
 fn errors_say_where() {
-    assert_eq!(error("0 socket(..., 1) = 3\n+0 < X 0:0(0)"), "2:7: 'X' is no TCP flag: F S R P . U E W A, or - for none");
+    assert_eq!(
+        error("0 socket(..., 1) = 3\n+0 < X 0:0(0)"),
+        "2:7: 'X' is no TCP flag: F S R P . U E W A, or - for none"
+    );
     assert_eq!(error("0 > S 0:1(0)"), "1:13: 0:1(0) does not add up");
     assert!(error("0 < . 1:1(0) win 3").contains("needs \"ack N\""));
     assert!(error("0 < S 0:0(0) win 70000").contains("too large"));

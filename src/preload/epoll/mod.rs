@@ -26,11 +26,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
 
 use libc::epoll_event;
+use sidestep_client::interest::{Interests, Look, UNKNOWN};
 use sidestep_client::{Fd, Session};
 
 use crate::engine::{self, OwnWaiter};
 use crate::errno::{self, Errno};
-use crate::interest::{Interests, Look, UNKNOWN};
 use crate::real;
 use crate::socket::{self, Socket};
 use crate::table::{self, Entry, lock};

@@ -203,6 +203,10 @@ impl Tcp {
         }
     }
 
+    pub const fn reconfigure(&mut self, config: TcpConfig) {
+        self.config = config;
+    }
+
     /// Takes a segment, header and payload, whose checksum was verified. One that belongs to no flow or listener here
     /// is answered (RFC 9293 3.10.7.1) if `answer_unknown`, and otherwise left untouched.
     pub fn handle_segment(

@@ -60,6 +60,7 @@ struct Interest {
 }
 
 /// All of one epoll instance.
+#[derive(Default)]
 pub struct Interests {
     all: Vec<Interest>,
     free: Vec<u32>,

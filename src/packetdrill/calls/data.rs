@@ -1,0 +1,215 @@
+//! Bytes in and out. Every stream carries [`pattern`], and what is read must be that.
+
+use std::io::{IoSlice, IoSliceMut};
+
+use sidestep_client::{DatagramOptions, Errno};
+
+use super::super::script::Expression;
+use super::super::world::{World, pattern};
+use super::arguments::{address, as_socket_has_it, field, is_null, number, pieces, size};
+use super::sockets::expect;
+use super::{Attempt, Call, Calls, Sock, Step, fails, gives, socket};
+
+/// Buffers and flags of a call on bytes.
+pub(super) struct Buffers {
+    /// Whether the pointer is null, and bytes.
+    pieces: Vec<(bool, usize)>,
+    flags: i32,
+}
+
+impl Buffers {
+    pub fn total(&self) -> usize {
+        self.pieces.iter().map(|p| p.1).sum()
+    }
+
+    fn has_null(&self) -> bool {
+        self.pieces.iter().any(|p| p.0 && p.1 > 0)
+    }
+
+    fn of(world: &World, call: &Call) -> Result<Self, String> {
+        let flags = |n: usize| -> Result<i32, String> { Ok(call.number(world, n)? as i32) };
+        let plain = || -> Result<_, String> { Ok(vec![(is_null(call.argument(1)?), size(world, call.argument(2)?)?)]) };
+        Ok(match call.syscall.name.as_str() {
+            "read" | "write" => Self { pieces: plain()?, flags: 0 },
+            "recv" | "send" | "recvfrom" | "sendto" => Self { pieces: plain()?, flags: flags(3)? },
+            "readv" | "writev" => Self { pieces: pieces(world, call.argument(1)?)?, flags: 0 },
+            _ => {
+                let iov = field(call.argument(1)?, "msg_iov").ok_or("a msghdr without msg_iov")?;
+                Self { pieces: pieces(world, iov)?, flags: flags(2)? }
+            }
+        })
+    }
+}
+
+impl Calls {
+    pub(super) fn receive(&mut self, world: &mut World, call: &mut Call) -> Attempt {
+        let buffers = Buffers::of(world, call)?;
+        let fd = call.number(world, 0)?;
+        if let Some(super::Object::Pipe { .. } | super::Object::File { .. }) = self.objects.get(&fd) {
+            return self.read_file(fd, buffers.total());
+        }
+        let sock = socket!(self, fd);
+        if buffers.flags & libc::MSG_ERRQUEUE != 0 {
+            return fails(libc::EAGAIN);
+        }
+        if buffers.flags & libc::MSG_OOB != 0 {
+            return fails(libc::EINVAL);
+        }
+        let mut bytes = vec![0; buffers.total()];
+        let outcome = if sock.datagram {
+            receive_datagram(world, sock, &buffers, &mut bytes)
+        } else {
+            receive_stream(world, sock, call, &buffers, &mut bytes)
+        };
+        match outcome {
+            Ok(got) if got > 0 && buffers.has_null() => fails(libc::EFAULT),
+            Ok(got) => {
+                if call.syscall.name == "recvmsg" {
+                    check_message(world, sock, call.argument(1)?)?;
+                }
+                gives(got as i64)
+            }
+            Err(Errno::AGAIN) if !sock.nonblocking && buffers.flags & libc::MSG_DONTWAIT == 0 => Ok(Step::Wait),
+            Err(error) => fails(error.raw_os_error()),
+        }
+    }
+
+    pub(super) fn send(&mut self, world: &mut World, call: &mut Call) -> Attempt {
+        let buffers = Buffers::of(world, call)?;
+        let fd = call.number(world, 0)?;
+        if let Some(super::Object::Pipe { .. } | super::Object::File { .. }) = self.objects.get(&fd) {
+            return self.write_pipe(fd, buffers.total());
+        }
+        let sock = socket!(self, fd);
+        if sock.datagram {
+            return send_datagram(world, sock, call, &buffers);
+        }
+        if buffers.flags & (libc::MSG_OOB | libc::MSG_FASTOPEN) != 0 {
+            return fails(libc::EOPNOTSUPP);
+        }
+        if buffers.has_null() {
+            return fails(libc::EFAULT);
+        }
+        let waits = !sock.nonblocking && buffers.flags & libc::MSG_DONTWAIT == 0;
+        send_stream(world, sock, call, buffers.total(), buffers.flags & libc::MSG_MORE != 0, waits)
+    }
+}
+
+/// Sends what is left of `total` bytes.
+pub(super) fn send_stream(
+    world: &mut World,
+    sock: &mut Sock,
+    call: &mut Call,
+    total: usize,
+    more: bool,
+    waits: bool,
+) -> Attempt {
+    loop {
+        let left = total - call.done;
+        let bytes: Vec<u8> = (0..left as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();
+        match world.session.send(sock.slot, &[IoSlice::new(&bytes)], more) {
+            Ok(sent) => {
+                call.done += sent;
+                sock.writes = sock.writes.wrapping_add(sent as u32);
+                if call.done == total {
+                    return gives(total as i64);
+                }
+                sock.starved += 1;
+                // The stack may take what was written at once, and there is room again.
+                world.settle();
+                if !waits {
+                    return gives(call.done as i64);
+                }
+                if sent == 0 {
+                    return Ok(Step::Wait);
+                }
+            }
+            Err(Errno::AGAIN) if waits => {
+                sock.starved += 1;
+                return Ok(Step::Wait);
+            }
+            Err(_) if call.done > 0 => return gives(call.done as i64),
+            Err(error) => {
+                sock.starved += u32::from(error == Errno::AGAIN);
+                return fails(error.raw_os_error());
+            }
+        }
+    }
+}
+
+fn receive_stream(
+    world: &mut World,
+    sock: &mut Sock,
+    call: &mut Call,
+    buffers: &Buffers,
+    bytes: &mut [u8],
+) -> Result<usize, Errno> {
+    let peek = buffers.flags & libc::MSG_PEEK != 0 || buffers.has_null();
+    let all = buffers.flags & libc::MSG_WAITALL != 0 && !peek;
+    if bytes.is_empty() {
+        return Ok(0);
+    }
+    loop {
+        let rest = &mut bytes[call.done..];
+        match world.session.receive(sock.slot, &mut [IoSliceMut::new(rest)], peek) {
+            Ok(got) => {
+                if let Some(wrong) = (0..got).find(|i| rest[*i] != pattern(sock.reads.wrapping_add(*i as u32))) {
+                    world.broken = Some(format!("byte {wrong} of {got} read is not the one that was sent"));
+                }
+                if !peek {
+                    sock.reads = sock.reads.wrapping_add(got as u32);
+                    call.done += got;
+                }
+                if peek || got == 0 || call.done == bytes.len() || !all {
+                    return Ok(if peek { got } else { call.done });
+                }
+            }
+            Err(_) if call.done > 0 && !all => return Ok(call.done),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn receive_datagram(world: &World, sock: &Sock, buffers: &Buffers, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let peek = buffers.flags & libc::MSG_PEEK != 0;
+    let (got, header) = world.session.receive_datagram(sock.slot, &mut [IoSliceMut::new(bytes)], peek)?;
+    Ok(if buffers.flags & libc::MSG_TRUNC != 0 { header.len as usize } else { got })
+}
+
+fn send_datagram(world: &mut World, sock: &mut Sock, call: &Call, buffers: &Buffers) -> Attempt {
+    let bytes: Vec<u8> = (0..buffers.total() as u32).map(pattern).collect();
+    let to = match call.syscall.name.as_str() {
+        "sendto" => {
+            address(world, call.argument(4)?)?.or(Some((world.settings.remote, world.settings.connect_port).into()))
+        }
+        _ => None,
+    };
+    let to = to.map(|to| (as_socket_has_it(world.settings.family, sock.v6, to.ip()), to.port()).into());
+    match world.session.send_datagram(sock.slot, &[IoSlice::new(&bytes)], to, &DatagramOptions::default()) {
+        Ok(sent) => gives(sent as i64),
+        Err(Errno::AGAIN) if !sock.nonblocking => Ok(Step::Wait),
+        Err(error) => fails(error.raw_os_error()),
+    }
+}
+
+/// What recvmsg() wrote beside the bytes.
+fn check_message(world: &World, sock: &Sock, message: &Expression) -> Result<(), String> {
+    if let Some(flags) = field(message, "msg_flags") {
+        expect(world, "msg_flags is", flags, 0)?;
+    }
+    let Some(Expression::List(control)) = field(message, "msg_control") else { return Ok(()) };
+    let inq = (libc::SOL_TCP.into(), i64::from(libc::TCP_INQ));
+    let asked = sock.options.get(&inq).copied() == Some(1);
+    if control.len() != usize::from(asked) {
+        return Err(format!("recvmsg() gave {} control messages, expected {}", usize::from(asked), control.len()));
+    }
+    for one in control {
+        let part = |name: &str| field(one, name).ok_or_else(|| format!("{one} has no {name}"));
+        let (level, kind) = (number(world, part("cmsg_level")?)?, number(world, part("cmsg_type")?)?);
+        if (level, kind) != (libc::SOL_TCP.into(), libc::TCP_CM_INQ.into()) {
+            return Err(format!("recvmsg() gave a control message of TCP_INQ, expected {one}"));
+        }
+        expect(world, "TCP_INQ is", part("cmsg_data")?, world.session.queued_in(sock.slot) as i64)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! What a script is run under: options, sysctls, routes. And how that maps to a host of ours.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use sidestep_stack::{Congestion, InterfaceAddress, NeighborMode, Route, StaticNeighbor, TcpConfig};
+
+use super::wire::Link;
+use crate::local::{HostAddress, LocalConfig};
+
+/// Ethernet addresses of the two ends.
+pub const LINK: Link = Link { stack: [2, 0, 0, 0, 0, 1], script: [2, 0, 0, 0, 0, 2] };
+
+/// Which addresses sockets and packets have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+    /// IPv6 sockets, IPv4 packets.
+    Mapped,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub family: Family,
+    pub local: IpAddr,
+    pub remote: IpAddr,
+    pub prefix_bits: u8,
+    pub mtu: usize,
+    /// Packets of the script that are longer than this come as several segments at once; None: as one.
+    pub mss: Option<u16>,
+    pub tolerance_us: i64,
+    pub tolerance_percent: f64,
+    /// Microseconds of a tick of the stack's timestamps; 0: they are not checked.
+    pub timestamp_tick_us: i64,
+    pub bind_port: u16,
+    pub connect_port: u16,
+    pub ephemeral_ports: (u16, u16),
+    pub tcp: TcpConfig,
+    /// Receive and send buffers in bytes: the least, the first, the most.
+    pub rmem: [u32; 3],
+    pub wmem: [u32; 3],
+    pub defines: BTreeMap<String, String>,
+    /// Files of the script by name, and how long they are.
+    pub files: BTreeMap<String, u64>,
+    /// Nothing that the stack sends gets anywhere.
+    pub link_drops: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            family: Family::V4,
+            local: Ipv4Addr::new(192, 168, 0, 1).into(),
+            remote: Ipv4Addr::new(192, 0, 2, 1).into(),
+            prefix_bits: 16,
+            mtu: 1500,
+            mss: None,
+            tolerance_us: 4000,
+            tolerance_percent: 1.0,
+            timestamp_tick_us: 0,
+            bind_port: 8080,
+            connect_port: 8080,
+            // Linux's.
+            ephemeral_ports: (32_768, 60_999),
+            tcp: TcpConfig::default(),
+            rmem: [4096, 131_072, 6 << 20],
+            wmem: [4096, 16_384, 4 << 20],
+            defines: BTreeMap::new(),
+            files: BTreeMap::new(),
+            link_drops: false,
+        }
+    }
+}
+
+impl Settings {
+    /// An option of the command line or of the script, without its dashes.
+    ///
+    /// # Errors
+    /// An option that this runner doesn't have, or a value that makes no sense.
+    pub fn option(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let wrong = || format!("--{name}={value}: this is no value for it");
+        let number = || value.parse::<u64>().map_err(|_| wrong());
+        match name {
+            "ip_version" => self.set_family(value).ok_or_else(wrong)?,
+            "local_ip" => self.local = value.parse().map_err(|_| wrong())?,
+            "remote_ip" => self.remote = value.split('/').next().unwrap_or_default().parse().map_err(|_| wrong())?,
+            "netmask_ip" => {
+                let mask: Ipv4Addr = value.parse().map_err(|_| wrong())?;
+                self.prefix_bits = u32::from(mask).leading_ones() as u8;
+            }
+            "mtu" => self.mtu = number()? as usize,
+            "mss" => self.mss = Some(value.parse().map_err(|_| wrong())?),
+            "tolerance_usecs" => self.tolerance_us = number()? as i64,
+            "tolerance_percent" => self.tolerance_percent = value.parse().map_err(|_| wrong())?,
+            "tcp_ts_tick_usecs" => self.timestamp_tick_us = number()? as i64,
+            "bind_port" => self.bind_port = value.parse().map_err(|_| wrong())?,
+            "connect_port" => self.connect_port = value.parse().map_err(|_| wrong())?,
+            "speed" | "gateway_ip" | "init_scripts" | "non_fatal" | "dry_run" | "verbose" | "debug"
+            | "persistent_tun_dev" | "send_omit_free" | "wire_client_dev" | "code_command" | "code_format"
+            | "code_sockopt" | "no_cleanup" | "strict_segments" | "udp_encaps" | "ip_tun" | "packet_timeout" => {}
+            "define" => {
+                let (name, value) = value.split_once('=').ok_or_else(wrong)?;
+                self.defines.insert(name.to_owned(), value.to_owned());
+            }
+            "wire_client" | "wire_server" | "so_filename" | "so_flags" => {
+                return Err(format!("--{name}: scripts run in this process, in virtual time"));
+            }
+            _ => return Err(format!("--{name}: no such option")),
+        }
+        Ok(())
+    }
+
+    /// Addresses as the original has them. Those that were given as options before stay.
+    fn set_family(&mut self, value: &str) -> Option<()> {
+        let fresh = Self::default();
+        let was_default = self.local == fresh.local && self.remote == fresh.remote;
+        self.family = match value {
+            "ipv4" => Family::V4,
+            "ipv6" => Family::V6,
+            "ipv4-mapped-ipv6" => Family::Mapped,
+            _ => return None,
+        };
+        if self.family == Family::V6 && was_default {
+            self.local = Ipv6Addr::new(0xfd3d, 0x0a0b, 0x17d6, 0, 0, 0, 0, 1).into();
+            self.remote = Ipv6Addr::new(0xfd3d, 0xfa7b, 0xd17d, 0, 0, 0, 0, 1).into();
+            self.prefix_bits = 64;
+        } else if self.family != Family::V6 && self.local.is_ipv6() {
+            (self.local, self.remote, self.prefix_bits) = (fresh.local, fresh.remote, fresh.prefix_bits);
+        }
+        Some(())
+    }
+
+    /// Names of C that depend on the family.
+    pub fn define(&self, name: &str) -> Option<String> {
+        let six = self.family == Family::V6;
+        self.defines.get(name).cloned().or_else(|| match name {
+            "CMSG_LEVEL_IP" => Some(if six { "SOL_IPV6" } else { "SOL_IP" }.into()),
+            "CMSG_TYPE_RECVERR" => Some(if six { "IPV6_RECVERR" } else { "IP_RECVERR" }.into()),
+            _ => None,
+        })
+    }
+
+    /// A sysctl below net.ipv4 or net.core, by its last name. False: none that the stack has.
+    ///
+    /// # Errors
+    /// A value that makes no sense.
+    pub fn sysctl(&mut self, name: &str, value: &str) -> Result<bool, String> {
+        let wrong = || format!("{name}={value}: this is no value for it");
+        let number = || value.trim().parse::<u32>().map_err(|_| wrong());
+        let small = || value.trim().parse::<u8>().map_err(|_| wrong());
+        let seconds = || number().map(|n| Duration::from_secs(n.into()));
+        let on = || number().map(|n| n != 0);
+        let triple = || -> Result<[u32; 3], String> {
+            let words: Result<Vec<u32>, _> = value.split_whitespace().map(str::parse).collect();
+            words.ok().and_then(|w| w.try_into().ok()).ok_or_else(wrong)
+        };
+        match name {
+            "tcp_timestamps" => self.tcp.timestamps = on()?,
+            "tcp_window_scaling" => self.tcp.window_scaling = on()?,
+            "tcp_sack" => self.tcp.sack = on()?,
+            "tcp_syn_retries" => self.tcp.syn_retries = small()?,
+            "tcp_synack_retries" => self.tcp.synack_retries = small()?,
+            "tcp_retries2" => self.tcp.data_retries = small()?,
+            "tcp_fin_timeout" => self.tcp.fin_timeout = seconds()?,
+            "tcp_keepalive_time" => self.tcp.keepalive_idle = seconds()?,
+            "tcp_keepalive_intvl" => self.tcp.keepalive_interval = seconds()?,
+            "tcp_keepalive_probes" => self.tcp.keepalive_probes = small()?,
+            "tcp_rto_min_us" | "tcp_min_rto_us" => self.tcp.min_rto = Duration::from_micros(number()?.into()),
+            "tcp_rto_max_ms" => self.tcp.max_rto = Duration::from_millis(number()?.into()),
+            "tcp_congestion_control" => {
+                self.tcp.congestion = match value.trim() {
+                    "cubic" => Congestion::Cubic,
+                    "reno" => Congestion::Reno,
+                    other => return Err(format!("{name}={other}: the stack has no such congestion control")),
+                }
+            }
+            "tcp_rmem" => self.rmem = triple()?,
+            "tcp_wmem" => self.wmem = triple()?,
+            "ip_local_port_range" => {
+                let words: Vec<&str> = value.split_whitespace().collect();
+                let [first, last] = words[..] else { return Err(wrong()) };
+                self.ephemeral_ports = (first.parse().map_err(|_| wrong())?, last.parse().map_err(|_| wrong())?);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The settings that the scripts' common defaults make.
+    ///
+    /// # Errors
+    /// None, as long as the values fit [`Self::sysctl`].
+    pub fn defaults(&mut self) -> Result<(), String> {
+        for (name, value) in [
+            ("tcp_rmem", "4096 540000 15728640"),
+            ("tcp_wmem", "4096 262144 4194304"),
+            ("tcp_timestamps", "1"),
+            ("tcp_syn_retries", "5"),
+            ("tcp_synack_retries", "5"),
+            ("tcp_frto", "2"),
+            ("tcp_sack", "1"),
+            ("tcp_dsack", "1"),
+            ("tcp_reordering", "3"),
+            ("tcp_congestion_control", "cubic"),
+            ("tcp_slow_start_after_idle", "0"),
+            ("tcp_early_retrans", "4"),
+            ("tcp_recovery", "1"),
+            ("tcp_ecn", "0"),
+            ("tcp_syncookies", "1"),
+        ] {
+            self.sysctl(name, value)?;
+        }
+        Ok(())
+    }
+
+    /// The host under test.
+    pub fn host(&self) -> LocalConfig {
+        let address = InterfaceAddress { address: self.local, prefix_bits: self.prefix_bits };
+        let mut config = LocalConfig::new(HostAddress(address)).seeded(1);
+        // Everything goes to the script, which needs no address of its own on the link.
+        let gateway: IpAddr = match self.local {
+            IpAddr::V4(_) => Ipv4Addr::new(192, 168, 0, 2).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2).into(),
+        };
+        let any: IpAddr = if gateway.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        config.stack.mac = LINK.stack;
+        config.stack.mtu = self.mtu;
+        config.stack.routes = vec![Route { network: any, prefix_bits: 0, gateway: Some(gateway) }];
+        config.stack.neighbors = vec![StaticNeighbor { address: gateway, mac: LINK.script }];
+        config.stack.neighbor_mode = NeighborMode::External;
+        config.stack.ephemeral_ports = self.ephemeral_ports;
+        config.stack.tcp = self.tcp;
+        config.geometry.open_slots = 256;
+        config.geometry.accept_slots = 256;
+        config.geometry.rx_bytes = (self.rmem[2] / 2).next_power_of_two().clamp(1 << 16, 1 << 24);
+        config.geometry.tx_bytes = self.wmem[2].next_power_of_two().clamp(1 << 16, 1 << 24);
+        config
+    }
+}

@@ -24,5 +24,6 @@ pub mod packetdrill;
 #[allow(unsafe_code)]
 pub mod port;
 pub mod shard;
+pub mod sim;
 #[allow(unsafe_code)]
 pub mod xdp;

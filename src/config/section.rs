@@ -54,6 +54,16 @@ impl<'a, 'i> Section<'a, 'i> {
         (Some(span), format!("{}.{key}: {what}", self.name))
     }
 
+    /// Reads a value of any kind.
+    pub fn any<T>(
+        &self,
+        key: &'static str,
+        make: impl Fn(&DeValue<'i>) -> Result<T, String>,
+    ) -> Result<Option<T>, Problem> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        make(value.get_ref()).map(Some).map_err(|e| self.problem(key, value.span(), e))
+    }
+
     /// Reads a string and makes a value of it.
     pub fn text<T>(&self, key: &'static str, make: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Problem> {
         let Some(value) = self.value(key) else { return Ok(None) };

@@ -12,7 +12,7 @@
 //! | `sidestep_preload` | libc's socket calls for unmodified programs |
 //!
 //! Beside the path: [`control`] (attach, bind, listen, cleaning up after the dead), [`config`], [`engine`] (starts and
-//! stops it all), [`local`] (the same engine without threads, driven by its caller), [`clock`].
+//! stops it all), [`local`] (the same engine without threads, driven by its caller), [`sim`] (a network of those), [`clock`].
 #![deny(unsafe_code)]
 
 pub mod clock;

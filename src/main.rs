@@ -1,4 +1,4 @@
-//! The command line: `sidestep up | run | ss | stats | check`. What the engine does is in the library.
+//! The command line: `sidestep up | run | ss | stats | check | sim`. What the engine does is in the library.
 #![deny(unsafe_code)]
 
 mod cli;

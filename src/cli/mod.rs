@@ -8,6 +8,7 @@ mod preload;
 mod run;
 #[allow(unsafe_code)]
 mod signals;
+mod sim;
 mod sockets;
 mod stats;
 mod table;
@@ -39,6 +40,7 @@ Examples:
                                                       a program with an engine of its own
   sidestep ss                                         the sockets on the engine
   sidestep stats --json                               its counters, for a program to read
+  sidestep sim config/sim/lossy.toml                  the same stack in a simulated network, in virtual time
 
 Exit codes: 0 done; 1 failed while running; 2 wrong use or wrong configuration. `run` gives the program's own exit
 code: 126 it can't be executed, or can't run on Sidestep; 127 not found; 128+N ended by signal N.
@@ -55,6 +57,18 @@ Examples:
 Without -c and --attach: the engine at $SIDESTEP_SOCKET or /run/sidestep/engine.sock if one answers there, else a
 private one by /etc/sidestep/sidestep.toml. A private engine ends when the program and all that it started have
 ended. SIDESTEP_PRELOAD names the library to load if it is not found beside this command.";
+
+const SIM_EXAMPLES: &str = "\
+Examples:
+  sidestep sim config/sim/lossy.toml                  one flow over a link that loses 1 %
+  sidestep sim config/sim/dumbbell.toml --plot out.svg
+                                                      window, round-trip time and goodput of each flow, as a picture
+  sidestep sim config/sim/incast.toml --seed 7 --json
+  sidestep sim config/sim/lossy.toml --duration 0.1 --trace --pcap captures/
+                                                      every frame as a line, and in pcapng files
+  sidestep sim config/sim/bars.toml                   a matrix of scenarios beside the CUBIC/Reno law
+
+Exit code 1: a stream was not what had been sent, or a file could not be written.";
 
 /// A network stack in user space: unmodified programs over AF_XDP, beside the kernel
 #[derive(Debug, Parser)]
@@ -79,6 +93,9 @@ enum Command {
     Packetdrill(packetdrill::PacketdrillArgs),
     /// Check a configuration and print the effective one
     Check(check::CheckArgs),
+    /// Run a scenario in virtual time: hosts, links, traffic
+    #[command(after_help = SIM_EXAMPLES)]
+    Sim(sim::SimArgs),
 }
 
 /// Which engine to ask, and how to answer.
@@ -123,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Stats(q) => stats::main(&control_or_default(q.control), q.json),
         Command::Packetdrill(args) => packetdrill::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Sim(args) => sim::main(&args),
     };
     done.unwrap_or_else(|failure| {
         eprintln!("sidestep: {}", failure.message.replace('\n', "; "));

@@ -214,14 +214,14 @@ mod tests {
         let (mut sum, mut n) = (0.0, 0);
         for ms in 0..20_000u64 {
             let now = Instant::from_millis(ms);
-            frame[20..28].copy_from_slice(&ms.to_le_bytes());
+            frame[40..48].copy_from_slice(&ms.to_le_bytes());
             let _ = queue.push(now, frame.clone());
             // Four in five milliseconds.
             if ms % 5 != 0
                 && let Some(f) = queue.pop(now, &mut |_| ())
                 && ms > 19_000
             {
-                sum += (ms - u64::from_le_bytes(f[20..28].try_into().unwrap())) as f64;
+                sum += (ms - u64::from_le_bytes(f[40..48].try_into().unwrap())) as f64;
                 n += 1;
             }
         }

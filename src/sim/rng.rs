@@ -25,7 +25,7 @@ impl Rng {
         }))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         let s = &mut self.0;
         let out = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let t = s[1] << 17;
@@ -40,12 +40,12 @@ impl Rng {
 
     /// Less than `n`, which is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(n)) >> 64) as u64
     }
 
     /// From 0 to less than 1.
     pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// True with this probability. Draws nothing when it is 0.
@@ -69,7 +69,7 @@ impl Rng {
     /// A seed for something that makes its own numbers.
     pub fn seed(&mut self) -> [u8; 32] {
         let mut seed = [0; 32];
-        seed.chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&self.next().to_le_bytes()));
+        seed.chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&self.draw().to_le_bytes()));
         seed
     }
 }
@@ -82,7 +82,7 @@ mod tests {
     fn streams_are_repeatable_and_unrelated() {
         let draw = |seed, name| {
             let mut r = Rng::new(seed, name);
-            [r.next(), r.next()]
+            [r.draw(), r.draw()]
         };
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert_ne!(draw(1, "a"), draw(1, "b"));

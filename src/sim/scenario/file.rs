@@ -621,7 +621,9 @@ fn traffic_kind(s: &Section<'_, '_>) -> Result<Kind, Problem> {
             stop,
             rate: s.any("rate", |v| real(v, 0.001, 1e9))?.unwrap_or(1000.0),
             total: s.number("total", 1, 1 << 40)?,
-            hold: s.text("hold", |t| if t == "forever" { Ok(None) } else { time(t).map(Some) })?.unwrap_or_default(),
+            hold: s
+                .text("hold", |t| if t == "forever" { Ok(None) } else { time(t).map(Some) })?
+                .unwrap_or(Some(Duration::ZERO)),
         }),
         _ => Kind::Incast(IncastPlan {
             start,

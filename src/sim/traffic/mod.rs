@@ -112,7 +112,7 @@ impl Pattern {
     pub fn at(position: u64) -> &'static [u8] {
         static TWICE: LazyLock<Vec<u8>> = LazyLock::new(|| {
             let mut rng = Rng::new(0, "pattern");
-            let once: Vec<u8> = (0..Pattern::PERIOD).map(|_| rng.next() as u8).collect();
+            let once: Vec<u8> = (0..Pattern::PERIOD).map(|_| rng.draw() as u8).collect();
             [once.as_slice(), &once].concat()
         });
         let start = (position % Self::PERIOD as u64) as usize;

@@ -142,7 +142,7 @@ impl Requester {
         let opened = socket_for(c, self.to).and_then(|slot| c.session.connect(slot, self.to).map(|()| slot));
         match opened {
             Ok(slot) => {
-                let number = c.rng.next() as u32;
+                let number = c.rng.draw() as u32;
                 self.exchanges.insert(slot, Exchange::connecting(c.now, number));
             }
             Err(errno) => self.failed(c, errno),

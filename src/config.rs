@@ -119,6 +119,8 @@ pub struct Programs {
     /// Bytes of a socket's receive and transmit ring.
     pub rx_buffer: u32,
     pub tx_buffer: u32,
+    /// Bytes that the streams of one group on one shard may have beyond those.
+    pub buffer_pool: u64,
     /// How long a waiting call looks before it sleeps.
     pub spin: Duration,
     pub loopback: Loopback,

@@ -386,6 +386,7 @@ fn control_settings(config: &Config, parts: &Parts<'_>) -> anyhow::Result<Contro
         accept_slots: programs.connections,
         rx_bytes: programs.rx_buffer,
         tx_bytes: programs.tx_buffer,
+        pool_bytes: programs.buffer_pool,
     }
     .validate()?;
     let rule = |address: IpAddr, bits: u8, kernel| RouteRule {

@@ -25,7 +25,7 @@ use crate::control::parse_address;
 use crate::sys::{now_ns, timespec};
 
 pub const GEOMETRY: Geometry =
-    Geometry { shards: 2, open_slots: 64, accept_slots: 64, rx_bytes: 16384, tx_bytes: 16384 };
+    Geometry { shards: 2, open_slots: 64, accept_slots: 64, rx_bytes: 16384, tx_bytes: 16384, pool_bytes: 0 };
 /// The only group.
 const GROUP: u128 = 0xfeed;
 
@@ -284,7 +284,7 @@ impl Inner {
                 let address = sidestep_shm::slot::load_address(&self.slot(slot).local_address);
                 Reply::Done { address, port: self.slot(slot).local_port.load(Ordering::SeqCst) as u16 }
             }
-            Request::Inspect { .. } => failed(Errno::NOTSUP),
+            Request::Inspect { .. } | Request::Info { .. } => failed(Errno::NOTSUP),
         };
         self.reply(fd, &reply, &[], &[]);
         true

@@ -32,6 +32,7 @@ mod control;
 mod datagram;
 #[cfg(test)]
 mod fake;
+mod info;
 pub mod interest;
 pub mod net;
 mod readiness;

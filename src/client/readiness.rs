@@ -7,7 +7,7 @@ use sidestep_shm::slot::{request, status};
 
 use crate::address::is_udp;
 use crate::session::Session;
-use crate::stream::{readable, writable};
+use crate::stream::{readable, room, writable};
 
 /// There is something to read, or the end, or an error.
 pub const POLLIN: u32 = 0x1;
@@ -50,7 +50,7 @@ impl Session {
 
     /// tcp_poll().
     fn stream_readiness(&self, slot: u32, shared: &Slot, state: u32, asked: u32) -> u32 {
-        let (Some(rx), Some(tx)) = (self.region().rx(slot), self.region().tx(slot)) else { return 0 };
+        let Some(tx) = self.region().tx_split(slot) else { return 0 };
         let broken = state & (status::BROKEN | status::CLOSED) != 0;
         let began = state & status::CONNECTED != 0 || asked & request::CONNECT != 0;
         let no_more_in = broken || state & status::PEER_FINISHED != 0 || asked & request::STOP_READING != 0;
@@ -70,11 +70,13 @@ impl Session {
         if began && !broken && state & status::CONNECTED == 0 {
             return bits;
         }
-        if readable(shared, rx.capacity()) > 0 {
+        // SO_RCVLOWAT, but never more than can come.
+        let least = (shared.receive_lowat.load(Ordering::Relaxed) as usize)
+            .clamp(1, shared.rx_limit.load(Ordering::Relaxed).max(1) as usize);
+        if readable(shared, usize::MAX) >= least {
             bits |= IN;
         }
-        // sk_stream_is_writeable(): at least a third of the buffer is free.
-        if no_more_out || writable(shared, tx.capacity()) >= tx.capacity() / 3 {
+        if no_more_out || room(shared, &tx).is_worth_telling() {
             bits |= OUT;
         }
         bits

@@ -397,12 +397,20 @@ impl Session {
 
     /// One request and its reply. One thread at a time talks.
     pub(crate) fn call(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<([u8; 16], u16), Errno> {
+        match self.ask(request, with)? {
+            Reply::Done { address, port } => Ok((address, port)),
+            _ => Err(Errno::PROTO),
+        }
+    }
+
+    /// The same with any reply but a refusal.
+    pub(crate) fn ask(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<Reply, Errno> {
         if !self.is_alive() {
             return Err(Errno::NETDOWN);
         }
         if let Some(engine) = &self.in_process {
             let with = with.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 0)).transpose().map_err(|_| Errno::MFILE)?;
-            return done(Some(engine.call(request, with)));
+            return granted(Some(engine.call(request, with)));
         }
         let me = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         let mut patience = Patience::new();
@@ -421,7 +429,7 @@ impl Session {
         }
         self.talking.store(0, Ordering::Release);
         outcome.map_err(|_| Errno::NETDOWN)?;
-        done(packet.reply().map(|(reply, _)| reply))
+        granted(packet.reply().map(|(reply, _)| reply))
     }
 
     /// The slot, or EBADF.
@@ -464,11 +472,11 @@ impl core::fmt::Debug for Session {
 }
 
 /// What a reply that should be `Done` says.
-fn done(reply: Option<Reply>) -> Result<([u8; 16], u16), Errno> {
+fn granted(reply: Option<Reply>) -> Result<Reply, Errno> {
     match reply {
-        Some(Reply::Done { address, port }) => Ok((address, port)),
         Some(Reply::Failed { errno: number }) if number != 0 => Err(errno(number)),
-        _ => Err(Errno::PROTO),
+        Some(Reply::Failed { .. }) | None => Err(Errno::PROTO),
+        Some(reply) => Ok(reply),
     }
 }
 

@@ -381,14 +381,18 @@ impl Session {
         if shared.status.load(Ordering::Relaxed) & status::LISTENING != 0 {
             return 0;
         }
-        crate::stream::readable(shared, ring.capacity())
+        let queued = crate::stream::readable(shared, usize::MAX);
+        self.region().rx_split(slot).map_or(0, |split| queued.min(split.span()))
     }
 
     /// SIOCOUTQ: bytes written and not yet acknowledged (datagrams: not yet sent).
     #[must_use]
     pub fn queued_out(&self, slot: u32) -> usize {
         let (Ok(shared), Some(ring)) = (self.slot(slot), self.region().tx(slot)) else { return 0 };
-        ring.capacity() - crate::stream::writable(shared, ring.capacity())
+        if is_udp(shared.kind.load(Ordering::Relaxed)) {
+            return ring.capacity() - crate::stream::writable(shared, ring.capacity());
+        }
+        self.region().tx_split(slot).map_or(0, |split| crate::stream::room(shared, &split).queued)
     }
 
     /// When the engine is gone, does to the socket what a reset would: its error once, then end-of-file and EPIPE.

@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering;
 use std::io::{IoSlice, IoSliceMut};
 
 use rustix::io::Errno;
-use sidestep_shm::Slot;
 use sidestep_shm::slot::{option, request, status};
+use sidestep_shm::{Slot, Split};
 
 use crate::session::Session;
 use crate::socket::take_error;
@@ -25,10 +25,55 @@ pub(crate) fn readable(shared: &Slot, capacity: usize) -> usize {
     cut(tail, shared.rx_head.load(Ordering::Relaxed), capacity)
 }
 
-/// Room to write.
+/// Room in a ring of `capacity` bytes.
 pub(crate) fn writable(shared: &Slot, capacity: usize) -> usize {
     let head = shared.tx_head.load(Ordering::Acquire);
     capacity - cut(shared.tx_tail.load(Ordering::Relaxed), head, capacity)
+}
+
+/// The transmit buffer of a stream as it stands.
+pub(crate) struct Room {
+    /// Bytes that may be written now.
+    pub free: usize,
+    /// Bytes that the buffer holds.
+    pub limit: usize,
+    /// Bytes not acknowledged.
+    pub queued: usize,
+}
+
+impl Room {
+    /// Whether a program that waits for room should be told of it, as sk_stream_is_writeable() has it: a third of the
+    /// buffer is free.
+    pub(crate) fn is_worth_telling(&self) -> bool {
+        self.free >= self.limit / 3
+    }
+}
+
+/// Room to write in a stream whose bytes lie in `split`.
+pub(crate) fn room(shared: &Slot, split: &Split<'_>) -> Room {
+    let head = shared.tx_head.load(Ordering::Acquire);
+    let tail = shared.tx_tail.load(Ordering::Relaxed);
+    let queued = cut(tail, head, split.span());
+    let limit = match shared.tx_limit.load(Ordering::Relaxed) as usize {
+        0 => split.capacity(),
+        limit => limit,
+    };
+    let mut free = limit.saturating_sub(queued).min(split.room(head, tail));
+    // TCP_NOTSENT_LOWAT: as long as that much waits to be sent there is none.
+    let lowat = shared.notsent_lowat.load(Ordering::Relaxed) as u64;
+    if lowat != 0 && tail.saturating_sub(shared.tx_next.load(Ordering::Acquire).max(head)) >= lowat {
+        free = 0;
+    }
+    // As long as the block is smaller than the limit, it is what can be waited for.
+    Room { free, limit: limit.min(split.capacity()), queued }
+}
+
+/// What the receive buffer holds, as the engine says.
+fn receive_limit(shared: &Slot, split: &Split<'_>) -> usize {
+    match shared.rx_limit.load(Ordering::Relaxed) as usize {
+        0 => split.capacity(),
+        limit => limit.min(split.span()),
+    }
 }
 
 /// `tail - head`, at most `capacity`; nothing when head is beyond tail, which can only be damage.
@@ -52,26 +97,28 @@ impl Session {
     /// ECONNREFUSED, …), once, and only after what had arrived before it.
     pub fn receive(&self, slot: u32, bufs: &mut [IoSliceMut<'_>], peek: bool) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
-        let ring = self.region().rx(slot).ok_or(Errno::BADF)?;
         // Before the bytes: a connection that had ended when the ring was still empty gets no more of them.
         let mut state = shared.status.load(Ordering::Acquire);
         if state & status::LISTENING != 0 {
             return Err(Errno::NOTCONN);
         }
         let held = Held::take(&shared.rx_lock, self.process())?;
-        let mut queued = readable(shared, ring.capacity());
+        let mut queued = readable(shared, usize::MAX);
         if queued == 0 && state & (status::PEER_FINISHED | status::BROKEN | status::CLOSED) == 0 {
             if !self.bury_if_dead(shared) {
                 drop(held);
                 return at_the_end(shared, state);
             }
             state = shared.status.load(Ordering::Acquire);
-            queued = readable(shared, ring.capacity());
+            queued = readable(shared, usize::MAX);
         }
         if queued == 0 {
             drop(held);
             return at_the_end(shared, state);
         }
+        // After the tail: the map covers everything up to it.
+        let ring = self.region().rx_split(slot).ok_or(Errno::IO)?;
+        queued = queued.min(ring.span());
         let head = shared.rx_head.load(Ordering::Relaxed);
         let mut done = 0;
         for buf in bufs.iter_mut() {
@@ -85,7 +132,7 @@ impl Session {
         let to = head + done as u64;
         shared.rx_head.store(to, Ordering::Release);
         drop(held);
-        if worth_telling(head, to, queued, ring.capacity()) {
+        if worth_telling(head, to, queued, receive_limit(shared, &ring)) {
             self.mark(shared, slot);
         }
         Ok(done)
@@ -118,7 +165,6 @@ impl Session {
     /// caller's business). Otherwise the connection's pending error, once.
     pub fn send(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
-        let ring = self.region().tx(slot).ok_or(Errno::BADF)?;
         self.bury_if_dead(shared);
         if let Some(error) = take_error(shared) {
             return Err(error);
@@ -133,8 +179,10 @@ impl Session {
             return Err(if asked & request::CONNECT != 0 { Errno::AGAIN } else { Errno::PIPE });
         }
         let held = Held::take(&shared.tx_lock, self.process())?;
-        let room = writable(shared, ring.capacity());
         let tail = shared.tx_tail.load(Ordering::Relaxed);
+        self.region().take_offer(slot, shared.tx_head.load(Ordering::Acquire), tail);
+        let ring = self.region().tx_split(slot).ok_or(Errno::IO)?;
+        let room = room(shared, &ring).free;
         let mut done = 0;
         for buf in bufs {
             let n = buf.len().min(room - done);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sidestep_shm::Geometry;
+use sidestep_shm::split::GRANULE_BYTES;
 use sidestep_stack::{Congestion, InterfaceAddress, Route, StaticNeighbor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -45,7 +46,7 @@ const INTERFACE_KEYS: &[&str] = &[
 ];
 const RING_KEYS: &[&str] = &["fill", "rx", "tx", "completion", "frames", "frame_bytes"];
 const PROGRAM_KEYS: &[&str] =
-    &["sockets", "connections", "rx_buffer", "tx_buffer", "spin", "loopback", "kernel_destinations"];
+    &["sockets", "connections", "rx_buffer", "tx_buffer", "buffer_pool", "spin", "loopback", "kernel_destinations"];
 const TCP_KEYS: &[&str] = &[
     "congestion",
     "min_rto",
@@ -62,6 +63,8 @@ const TCP_KEYS: &[&str] = &[
     "timestamps",
     "window_scaling",
     "sack",
+    "rmem",
+    "wmem",
     "half_open",
     "time_wait_records",
 ];
@@ -314,13 +317,15 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
     let connections = s.number("connections", 1, most)?.unwrap_or(16_384) as u32;
     let buffer = |key| -> Result<u32, Problem> {
         let (least, most) = (sidestep_shm::layout::MIN_RING_BYTES, sidestep_shm::layout::MAX_RING_BYTES);
-        let bytes = s.number(key, least.into(), most.into())?.unwrap_or(262_144);
+        let bytes = s.number(key, least.into(), most.into())?.unwrap_or(131_072);
         if !bytes.is_power_of_two() {
             return Err(s.wrong(key, format!("{bytes} is no power of two; {} is", bytes.next_power_of_two())));
         }
         Ok(bytes as u32)
     };
     let (rx_buffer, tx_buffer) = (buffer("rx_buffer")?, buffer("tx_buffer")?);
+    let most_pool = sidestep_shm::layout::MAX_POOL_BYTES / u64::from(shards);
+    let buffer_pool = s.number("buffer_pool", 0, most_pool)?.unwrap_or(4 << 30).next_multiple_of(GRANULE_BYTES);
     let spin = s.text("spin", duration)?.unwrap_or(Duration::from_micros(50));
     let loopback = s.text("loopback", |t| choice(t, &[("kernel", Loopback::Kernel), ("stack", Loopback::Stack)]))?;
     let kernel_destinations = s.texts("kernel_destinations", prefix)?;
@@ -329,11 +334,12 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
     if kernel_destinations.len() > most_rules {
         return Err(s.wrong("kernel_destinations", format!("at most {most_rules}")));
     }
-    Geometry { shards, open_slots: sockets, accept_slots: connections, rx_bytes: rx_buffer, tx_bytes: tx_buffer }
+    let (open_slots, accept_slots, rx_bytes, tx_bytes) = (sockets, connections, rx_buffer, tx_buffer);
+    Geometry { shards, open_slots, accept_slots, rx_bytes, tx_bytes, pool_bytes: buffer_pool }
         .validate()
         .map_err(|e| (Some(table.span()), format!("programs: {e} (sockets + queues x connections)")))?;
     let loopback = loopback.unwrap_or(if alone { Loopback::Stack } else { Loopback::Kernel });
-    Ok(Programs { sockets, connections, rx_buffer, tx_buffer, spin, loopback, kernel_destinations })
+    Ok(Programs { sockets, connections, rx_buffer, tx_buffer, buffer_pool, spin, loopback, kernel_destinations })
 }
 
 /// The `[tcp]` section.
@@ -372,6 +378,17 @@ pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
     {
         if let Some(b) = s.boolean(key)? {
             *field = b;
+        }
+    }
+    for (key, field) in [("rmem", &mut t.rmem), ("wmem", &mut t.wmem)] {
+        let most = u64::from(sidestep_shm::layout::MAX_RING_BYTES);
+        let sizes = s.list(key, |v| whole(v, 1024, most))?;
+        match sizes[..] {
+            [] => {}
+            [least, first, most] if least <= first && first <= most => {
+                *field = [least, first, most].map(|n| n as u32);
+            }
+            _ => return Err(s.wrong(key, "must be three numbers of bytes, least, initial and most, in this order")),
         }
     }
     if t.min_rto > t.max_rto || t.min_rto.is_zero() {

@@ -30,6 +30,7 @@ impl Config {
         line("connections", &p.connections);
         line("rx_buffer", &p.rx_buffer);
         line("tx_buffer", &p.tx_buffer);
+        line("buffer_pool", &p.buffer_pool);
         line("spin", &time(p.spin));
         line("loopback", &quoted(if p.loopback == Loopback::Stack { "stack" } else { "kernel" }));
         line("kernel_destinations", &list(p.kernel_destinations.iter().map(|(a, bits)| quoted(format!("{a}/{bits}")))));
@@ -58,6 +59,8 @@ impl Config {
         line("timestamps", &t.timestamps);
         line("window_scaling", &t.window_scaling);
         line("sack", &t.sack);
+        line("rmem", &list(t.rmem));
+        line("wmem", &list(t.wmem));
         let limits = self.limits();
         line("half_open", &limits.half_open);
         line("time_wait_records", &limits.time_wait);

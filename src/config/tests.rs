@@ -22,7 +22,7 @@ fn the_smallest_file_has_every_default() {
     assert_eq!((i.queues.as_slice(), i.cores.len(), i.ephemeral_ports), (&[0][..], 0, (49152, 65535)));
     assert_eq!((i.spin, c.programs.spin), (Duration::from_micros(50), Duration::from_micros(50)));
     assert_eq!((c.programs.sockets, c.programs.connections), (16_384, 16_384));
-    assert_eq!((c.programs.rx_buffer, c.programs.tx_buffer), (262_144, 262_144));
+    assert_eq!((c.programs.rx_buffer, c.programs.tx_buffer), (131_072, 131_072));
     assert_eq!(c.engine.heartbeat_timeout, Duration::from_secs(1));
     assert_eq!((c.engine.control, c.tcp.stack), (None, TcpConfig::default()));
 }

@@ -143,6 +143,15 @@ impl Group {
         self.bound.get(slot as usize).is_some_and(|b| b.load(Ordering::Acquire))
     }
 
+    /// The pages of a block of the pool go back to the machine.
+    pub fn give_pages_back(&self, block: u32) {
+        if let Some((at, bytes)) = self.region().geometry().block(block) {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // As in `free`: a block that stays memory is only used again later.
+            let _ = fallocate(&self.memfd, punch, at, bytes.into());
+        }
+    }
+
     /// Makes a slot as new and gives it back. `stream_bytes` is what went through its rings: their pages go back to
     /// the machine if it was much. An accept slot goes to the caller's list, an open slot to the programs' set.
     pub fn free(&self, slot: u32, stream_bytes: u64) {
@@ -169,7 +178,8 @@ impl Group {
 mod tests {
     use super::*;
 
-    const SMALL: Geometry = Geometry { shards: 2, open_slots: 4, accept_slots: 2, rx_bytes: 65536, tx_bytes: 65536 };
+    const SMALL: Geometry =
+        Geometry { shards: 2, open_slots: 4, accept_slots: 2, rx_bytes: 65536, tx_bytes: 65536, pool_bytes: 0 };
 
     #[test]
     fn memory_is_sealed() {

@@ -51,6 +51,7 @@ impl Books {
                 self.bind(group, slot, kind, options, address, port)
             }
             (Request::Listen { slot, backlog }, Some((group, _))) => self.listen(group, slot, backlog),
+            (Request::Info { slot }, Some((group, _))) => self.info(group, slot),
             (Request::Hello { .. }, Some(_)) => Err(Errno::ISCONN),
             // A question of a tool; it needs no group, and only a connection can carry its answer.
             (Request::Inspect { .. }, _) => Err(Errno::OPNOTSUPP),
@@ -271,6 +272,19 @@ impl Books {
         in_shared.tcp_state.store(TcpState::Listen as u32, Ordering::Relaxed);
         in_shared.status.fetch_or(status::OPEN | status::LISTENING, Ordering::SeqCst);
         Ok(Reply::Done { address: book.address, port: book.at.port })
+    }
+
+    /// TCP_INFO. Asked for so seldom that nothing is kept ready for it: the shard is asked in turn.
+    fn info(&self, group: u32, slot: u32) -> Result<Reply, Errno> {
+        let shared = &self.group(group).ok_or(Errno::BADF)?.group;
+        let shard = match shared.user(slot) {
+            0 => return Err(Errno::NOTCONN),
+            // Of a listener: every shard has one, and programs see the first's.
+            USED_BY_CONTROL => 0,
+            user => user as usize - 1,
+        };
+        let info = self.ask(shard, |reply| Message::Info { group, slot, reply }).flatten();
+        info.map(|info| Reply::Info { info: *info }).ok_or(Errno::NOTCONN)
     }
 
     /// The last holder of a slot in the books is gone.

@@ -51,7 +51,7 @@ pub struct LocalConfig {
 
 impl LocalConfig {
     /// A host with one address on one link: ARP and NDP of its own, an MTU of 1,500, one shard, stream buffers of
-    /// 256 KiB, 1,024 sockets to open and 1,024 to accept, an Ethernet address made of its IP address.
+    /// 128 KiB that grow, 1,024 sockets to open and 1,024 to accept, an Ethernet address made of its IP address.
     #[must_use]
     pub fn new(address: HostAddress) -> Self {
         let address = address.0;
@@ -68,8 +68,14 @@ impl LocalConfig {
             tcp: TcpConfig::default(),
             limits: Limits::default(),
         };
-        let geometry =
-            Geometry { shards: 1, open_slots: 1024, accept_slots: 1024, rx_bytes: 1 << 18, tx_bytes: 1 << 18 };
+        let geometry = Geometry {
+            shards: 1,
+            open_slots: 1024,
+            accept_slots: 1024,
+            rx_bytes: 1 << 17,
+            tx_bytes: 1 << 17,
+            pool_bytes: 1 << 32,
+        };
         Self { shards: 1, stack, seed: [0; 32], geometry, transmit_ring: usize::MAX, loopback: true }
     }
 

@@ -12,6 +12,7 @@ struct Pair {
     wire: Vec<(Instant, usize, Vec<u8>)>,
     /// Everything that went over the wire, with its time.
     log: Vec<(u64, usize, Vec<u8>)>,
+    delay: Duration,
 }
 
 const DELAY: Duration = Duration::from_micros(50);
@@ -25,7 +26,7 @@ impl Pair {
             LocalHost::in_memory(&config, clock.clone()).unwrap()
         };
         let hosts = [host("10.0.0.1/24", seed), host("10.0.0.2/24", seed + 1)];
-        Self { clock, hosts, wire: Vec::new(), log: Vec::new() }
+        Self { clock, hosts, wire: Vec::new(), log: Vec::new(), delay: DELAY }
     }
 
     /// Runs until nothing happens any more, at most up to `until`.
@@ -37,7 +38,7 @@ impl Pair {
                     while let Some((at, frame)) = host.take_frame(shard) {
                         assert_eq!(at, self.clock.now());
                         self.log.push((at.as_nanos(), from, frame.clone()));
-                        self.wire.push((at + DELAY, 1 - from, frame));
+                        self.wire.push((at + self.delay, 1 - from, frame));
                     }
                 }
             }
@@ -109,9 +110,15 @@ fn conversation(seed: u64, shards: u32) -> Vec<(u64, usize, Vec<u8>)> {
     pair.run(until);
     let mut got = Vec::new();
     loop {
-        match receive(&client, socket).unwrap() {
-            piece if piece.is_empty() => break,
-            piece => got.extend(piece),
+        match receive(&client, socket) {
+            Ok(piece) if piece.is_empty() => break,
+            Ok(piece) => got.extend(piece),
+            // The first buffer holds less than all of it.
+            Err(errno) => {
+                assert_eq!(errno, Errno::AGAIN);
+                let until = pair.after(10);
+                pair.run(until);
+            }
         }
     }
     assert_eq!(got, answer);
@@ -194,4 +201,105 @@ fn sockets_end_with_their_session() {
     assert_eq!(pair.hosts[0].sockets(), "[]");
     let again = other.open(kind::TCP4).unwrap();
     assert!(other.bind(again, "10.0.0.1:80".parse().unwrap(), 0).is_ok());
+}
+
+/// A long fat path: the buffers grow by themselves until they hold it, and are given back.
+#[test]
+fn buffers_grow_with_the_path() {
+    let mut pair = Pair::new(3, 1);
+    pair.delay = Duration::from_millis(20);
+    let [client, server] = [pair.hosts[0].attach(0).unwrap(), pair.hosts[1].attach(0).unwrap()];
+    let listener = server.open(kind::TCP4).unwrap();
+    server.bind(listener, "10.0.0.2:80".parse().unwrap(), 0).unwrap();
+    server.listen(listener, 16).unwrap();
+    let socket = client.open(kind::TCP4).unwrap();
+    client.connect(socket, "10.0.0.2:80".parse().unwrap()).unwrap();
+    let until = pair.after(100);
+    pair.run(until);
+    let (accepted, _) = server.accept(listener).unwrap();
+    let pools = |pair: &Pair| [0, 1].map(|host: usize| lock(&pair.hosts[host].shards[0]).report().buffer_bytes);
+    assert_eq!(pools(&pair), [0, 0]);
+
+    // Bytes that tell their position; writer and reader do what they can, every half millisecond.
+    let byte = |i: usize| (i as u8) ^ (i >> 8) as u8 ^ (i >> 16) as u8;
+    let total = 12 << 20;
+    let (mut sent, mut got) = (0, 0);
+    let begun = pair.clock.now();
+    while got < total {
+        let piece: Vec<u8> = (sent..(sent + 300_000).min(total)).map(byte).collect();
+        sent += send(&client, socket, &piece).unwrap_or(0);
+        while let Ok(piece) = receive(&server, accepted) {
+            assert!(piece.iter().enumerate().all(|(i, b)| *b == byte(got + i)), "garbled at {got}");
+            got += piece.len();
+        }
+        pair.log.clear();
+        let until = pair.clock.now() + Duration::from_micros(500);
+        pair.run(until);
+        assert!(pair.clock.now().since(begun) < Duration::from_secs(20), "{got} bytes only");
+    }
+    // 256 KiB in flight at most would take 12 MiB / 256 KiB = 48 round trips of 40 ms, 1.9 s.
+    let took = pair.clock.now().since(begun);
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    let held = pools(&pair);
+    assert!(held.iter().all(|bytes| (1 << 20..64 << 20).contains(bytes)), "{held:?}");
+
+    // What getsockopt(TCP_INFO) gives: through the engine, as it is now.
+    let info = client.tcp_info(socket).unwrap();
+    let word = |at: usize| u32::from_ne_bytes(*info[at..].first_chunk().unwrap());
+    assert_eq!((info[0], word(144)), (1, 0), "established, nothing waits");
+    assert!((39_000..60_000).contains(&word(68)), "round trip {} µs", word(68));
+    let acked = u64::from_ne_bytes(*info[120..].first_chunk().unwrap());
+    assert!((1..=total as u64).contains(&acked), "{acked}");
+    let ends = [server.tcp_info(accepted).unwrap(), server.tcp_info(listener).unwrap()];
+    assert_eq!((ends[0][0], ends[1][0]), (1, 10));
+    assert!(u64::from_ne_bytes(*ends[0][128..].first_chunk().unwrap()) == total as u64);
+
+    client.close(socket);
+    server.close(accepted);
+    let until = pair.after(500);
+    pair.run(until);
+    assert_eq!(pools(&pair), [0, 0], "everything came back");
+    assert_eq!(client.tcp_info(socket).unwrap()[0], 7);
+}
+
+/// The pool is a limit: who comes too late keeps the first buffer, and is counted.
+#[test]
+fn a_pool_that_is_used_up_refuses_and_counts() {
+    let clock = VirtualClock::default();
+    let host = |address: &str, pool| {
+        let mut config = LocalConfig::new(address.parse().unwrap());
+        config.geometry.pool_bytes = pool;
+        LocalHost::in_memory(&config, clock.clone()).unwrap()
+    };
+    let hosts = [host("10.0.0.1/24", 1 << 30), host("10.0.0.2/24", 1 << 19)];
+    let mut pair = Pair { clock, hosts, wire: Vec::new(), log: Vec::new(), delay: Duration::from_millis(10) };
+    let [client, server] = [pair.hosts[0].attach(0).unwrap(), pair.hosts[1].attach(0).unwrap()];
+    let listener = server.open(kind::TCP4).unwrap();
+    server.bind(listener, "10.0.0.2:80".parse().unwrap(), 0).unwrap();
+    server.listen(listener, 16).unwrap();
+    let sockets: Vec<u32> = (0..3).map(|_| client.open(kind::TCP4).unwrap()).collect();
+    for socket in &sockets {
+        client.connect(*socket, "10.0.0.2:80".parse().unwrap()).unwrap();
+    }
+    let until = pair.after(100);
+    pair.run(until);
+    let accepted: Vec<u32> = (0..3).map(|_| server.accept(listener).unwrap().0).collect();
+    let mut got = 0;
+    while got < 9 << 20 {
+        for socket in &sockets {
+            let _ = send(&client, *socket, &[7; 200_000]);
+        }
+        for socket in &accepted {
+            while let Ok(piece) = receive(&server, *socket) {
+                got += piece.len();
+            }
+        }
+        pair.log.clear();
+        let until = pair.clock.now() + Duration::from_millis(1);
+        pair.run(until);
+        assert!(pair.clock.now() < Instant::from_millis(20_000), "{got} bytes only");
+    }
+    let shard = lock(&pair.hosts[1].shards[0]).report();
+    assert_eq!(shard.buffer_bytes, 1 << 19);
+    assert!(shard.apps.buffers_refused > 0 && shard.apps.buffers_grown > 0);
 }

@@ -174,7 +174,7 @@ pub unsafe fn get(
         (libc::SOL_SOCKET, libc::SO_ACCEPTCONN) => number(c_int::from(session.is_listening(slot))),
         (libc::IPPROTO_TCP, libc::TCP_INFO) if !socket.is_datagram() => {
             // SAFETY: the caller's word.
-            unsafe { give(&tcp_info(session, slot), value, len) }.map(Some)
+            unsafe { give(&session.tcp_info(slot)?, value, len) }.map(Some)
         }
         (libc::IPPROTO_TCP, libc::TCP_MAXSEG) if !socket.is_datagram() => {
             match session.region().slot(slot).map_or(0, |s| s.send_mss.load(Ordering::Relaxed)) {
@@ -224,30 +224,6 @@ unsafe fn give<T>(answer: &T, value: *mut c_void, len: *mut socklen_t) -> Result
         len.write_unaligned(n);
     }
     Ok(())
-}
-
-/// TCP_INFO, as far as the slot tells.
-fn tcp_info(session: &Session, slot: u32) -> libc::tcp_info {
-    // SAFETY: integers only.
-    let mut info: libc::tcp_info = unsafe { core::mem::zeroed() };
-    let Some(s) = session.region().slot(slot) else { return info };
-    let get = |word: &core::sync::atomic::AtomicU32| word.load(Ordering::Relaxed);
-    // A socket that the engine doesn't know is closed (7).
-    info.tcpi_state = match get(&s.tcp_state) as u8 {
-        0 => 7,
-        state => state,
-    };
-    info.tcpi_snd_mss = get(&s.send_mss);
-    info.tcpi_rcv_mss = info.tcpi_snd_mss;
-    info.tcpi_advmss = info.tcpi_snd_mss;
-    info.tcpi_rtt = get(&s.srtt_us);
-    info.tcpi_rttvar = get(&s.rttvar_us);
-    info.tcpi_rto = (info.tcpi_rtt + 4 * info.tcpi_rttvar).max(200_000);
-    info.tcpi_snd_cwnd = get(&s.cwnd).checked_div(info.tcpi_snd_mss).unwrap_or(0);
-    info.tcpi_total_retrans = get(&s.retransmits);
-    info.tcpi_unacked = (session.queued_out(slot) as u32).checked_div(info.tcpi_snd_mss).unwrap_or(0);
-    info.tcpi_rcv_space = session.region().geometry().rx_bytes;
-    info
 }
 
 /// SO_ZEROCOPY promises notifications that the stack doesn't send.

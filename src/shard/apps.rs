@@ -12,8 +12,10 @@ use std::sync::atomic::Ordering;
 use sidestep_shm::{Geometry, Region};
 use sidestep_stack::{Instant, SocketId, Stack, Token};
 
+use super::buffers::Buffers;
 use super::idle::Sleeper;
 use super::mailbox::Notices;
+use super::pool::Pool;
 use crate::control::group::Group;
 
 /// One group as this shard sees it.
@@ -21,10 +23,20 @@ pub(super) struct View {
     pub group: Arc<Group>,
     /// Index + 1 into `Apps::sockets` by slot; 0: not on this shard.
     by_slot: Box<[u32]>,
+    /// Memory for streams that outgrow their slot.
+    pub pool: Pool,
     /// Accept slots of this shard that are free, the warmest last.
     pub free: Vec<u32>,
     /// How to ring each event queue.
     pub doorbells: Vec<Option<Arc<OwnedFd>>>,
+}
+
+impl View {
+    /// Index of the socket in `slot`, if it lives here.
+    pub fn index_of(&self, slot: u32) -> Option<usize> {
+        let entry = *self.by_slot.get(slot as usize)?;
+        (entry != 0).then(|| entry as usize - 1)
+    }
 }
 
 /// A socket of this shard. Positions here are the truth; those in the slot are what programs see or say.
@@ -46,6 +58,7 @@ pub(super) enum Kind {
     Over {
         stream_bytes: u64,
         queued: Option<(u32, u64)>,
+        buffers: Option<Box<Buffers>>,
     },
 }
 
@@ -64,6 +77,11 @@ pub(super) struct StreamSocket {
     pub orphan: bool,
     /// Where it waits to be accepted: listening slot and position in its ring.
     pub queued: Option<(u32, u64)>,
+    /// What the transmit buffer should hold, as the program was told, and the most that the pool was asked for.
+    pub tx_limit: u32,
+    pub tx_asked: u32,
+    /// None: the slot's own rings.
+    pub buffers: Option<Box<Buffers>>,
 }
 
 #[derive(Debug)]
@@ -92,7 +110,7 @@ pub struct Apps {
     pub(super) shard: u32,
     pub(super) notices: Arc<Notices>,
     pub(super) views: Vec<Option<View>>,
-    sockets: Vec<Option<Socket>>,
+    pub(super) sockets: Vec<Option<Socket>>,
     vacant: Vec<u32>,
     /// Event queues that sleep and have something to see: rung once the turn's state is written.
     pub(super) to_ring: Vec<Arc<OwnedFd>>,
@@ -112,6 +130,9 @@ pub struct AppCounters {
     pub accept_overflow: u64,
     pub slots_exhausted: u64,
     pub datagrams_dropped: u64,
+    /// Stream buffers that became larger, and that could not for want of memory in the pool.
+    pub buffers_grown: u64,
+    pub buffers_refused: u64,
     pub sockets_opened: u64,
     pub sockets_closed: u64,
 }
@@ -154,6 +175,7 @@ impl Apps {
         }
         self.views[index] = Some(View {
             by_slot: vec![0; geometry.slots() as usize].into(),
+            pool: Pool::new(geometry.pool_range(self.shard)),
             free: geometry.accept_range(self.shard).rev().collect(),
             doorbells: vec![None; sidestep_shm::layout::MAX_EVENT_QUEUES as usize],
             group,
@@ -206,8 +228,7 @@ impl Apps {
 
     /// Index of the socket in `slot`, if it lives here.
     pub(super) fn index_of(&self, group: u32, slot: u32) -> Option<usize> {
-        let entry = *self.view(group)?.by_slot.get(slot as usize)?;
-        (entry != 0).then(|| entry as usize - 1)
+        self.view(group)?.index_of(slot)
     }
 
     pub(super) fn at(&mut self, index: usize) -> Option<&mut Socket> {
@@ -254,7 +275,15 @@ impl Apps {
 
     /// Takes a socket off this shard.
     pub(super) fn remove(&mut self, index: usize) -> Option<Socket> {
-        let socket = self.sockets.get_mut(index)?.take()?;
+        let mut socket = self.sockets.get_mut(index)?.take()?;
+        let buffers = match &mut socket.kind {
+            Kind::Stream(s) => s.buffers.take(),
+            Kind::Over { buffers, .. } => buffers.take(),
+            _ => None,
+        };
+        if let Some(buffers) = buffers {
+            self.drop_buffers(socket.group, &buffers);
+        }
         self.vacant.push(index as u32);
         if let Some(view) = self.view_mut(socket.group) {
             view.by_slot[socket.slot as usize] = 0;
@@ -291,7 +320,7 @@ impl Apps {
     pub(super) fn reap(&mut self, index: usize) {
         let Some(socket) = self.get(index) else { return };
         let (group, slot) = (socket.group, socket.slot);
-        let Kind::Over { stream_bytes, queued } = socket.kind else { return };
+        let Kind::Over { stream_bytes, queued, .. } = socket.kind else { return };
         let held = self.region(group).and_then(|r| r.slot(slot)).is_some_and(sidestep_shm::Slot::is_held);
         let waits = queued.is_some_and(|(listening, position)| !self.was_taken(group, listening, position));
         if !held && !waits {

@@ -65,6 +65,9 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     self.stack.tcp_for_each(&mut |_, _, info| used |= info.local.port() == port);
                     let _ = reply.send(used);
                 }
+                Message::Info { group, slot, reply } => {
+                    let _ = reply.send(self.apps.info(&mut self.stack, now, group, slot));
+                }
                 Message::Sockets { reply } => {
                     let _ = reply.send(self.sockets());
                 }
@@ -167,7 +170,7 @@ impl Apps {
                 shared.error.store(errno(error), Ordering::Release);
                 shared.status.fetch_or(status::BROKEN | status::CLOSED, Ordering::Release);
                 if let Some(socket) = self.at(index) {
-                    socket.kind = Kind::Over { stream_bytes: 0, queued: None };
+                    socket.kind = Kind::Over { stream_bytes: 0, queued: None, buffers: None };
                 }
                 self.notify(group.index, slot);
                 self.reap(index);
@@ -182,14 +185,17 @@ impl Apps {
         let tx_tail = shared.tx_tail.load(Ordering::Acquire);
         let rx_head = shared.rx_head.load(Ordering::Acquire);
         let version = shared.options_version.load(Ordering::Acquire);
-        let tx_capacity = u64::from(group.region().geometry().tx_bytes);
 
+        let mut grown = false;
         let Some(socket) = self.at(index) else { return };
+        let slot = socket.slot;
         let new_options = version != socket.options_version;
         socket.options_version = version;
         let Kind::Stream(s) = &mut socket.kind else { return };
         let Some(id) = s.id else { return };
-        if tx_tail < s.tx_tail || tx_tail - s.tx_head > tx_capacity || !(s.rx_head..=s.rx_tail).contains(&rx_head) {
+        s.note_switch(shared);
+        let tx_span = s.tx_split(group.region(), slot).map_or(0, |split| split.span() as u64);
+        if tx_tail < s.tx_tail || tx_tail - s.tx_head > tx_span || !(s.rx_head..=s.rx_tail).contains(&rx_head) {
             self.punish(stack, now, index);
             return;
         }
@@ -203,6 +209,7 @@ impl Apps {
         }
         if rx_head > s.rx_head {
             s.rx_head = rx_head;
+            grown = s.buffers.is_some();
             let _ = stack.tcp_received(now, id, rx_head);
         }
         if wants & request::FINISH != 0 && !s.finished {
@@ -219,6 +226,9 @@ impl Apps {
         } else if !s.orphan {
             self.let_go(stack, now, shared, index);
         }
+        if grown {
+            self.trim(index);
+        }
         if news != 0 {
             // Threads that wait on the other end of a shutdown.
             let slot = self.get(index).map_or(u32::MAX, |s| s.slot);
@@ -228,11 +238,11 @@ impl Apps {
 
     /// The last holder is gone, unless the connection still waits to be accepted.
     fn let_go(&mut self, stack: &mut Stack, now: Instant, shared: &Slot, index: usize) {
-        let Some(&Socket { group, kind: Kind::Stream(StreamSocket { queued, .. }), .. }) = self.get(index) else {
+        let Some(Socket { group, kind: Kind::Stream(StreamSocket { queued, .. }), .. }) = self.get(index) else {
             return;
         };
-        if let Some((listening, position)) = queued
-            && !self.was_taken(group, listening, position)
+        if let Some((listening, position)) = *queued
+            && !self.was_taken(*group, listening, position)
         {
             return;
         }
@@ -298,6 +308,31 @@ impl Apps {
         if to_send {
             stack.udp_send_ready(id);
         }
+    }
+
+    /// TCP_INFO of a socket, with what its program has written and read until now.
+    fn info(
+        &mut self,
+        stack: &mut Stack,
+        now: Instant,
+        group: u32,
+        slot: u32,
+    ) -> Option<Box<[u8; sidestep_stack::TCP_INFO_BYTES]>> {
+        let shared = Arc::clone(&self.view(group)?.group);
+        self.command(stack, now, &shared, slot);
+        let id = match &self.get(self.index_of(group, slot)?)?.kind {
+            Kind::Stream(s) => s.id?,
+            Kind::Listener(l) => l.id,
+            Kind::Datagram(_) | Kind::Over { .. } => return None,
+        };
+        let mut info = stack.tcp_info(id).ok()?;
+        if let Some(Kind::Listener(l)) = self.index_of(group, slot).and_then(|i| self.get(i)).map(|s| &s.kind) {
+            // Linux counts those that wait to be accepted (sk_ack_backlog), and not the half-open ones.
+            let head = shared.region().accept_ring(slot, self.shard).map_or(l.head, |ring| ring.head());
+            info.half_open = u32::try_from(l.tail.saturating_sub(head)).unwrap_or(0);
+            info.backlog = l.backlog;
+        }
+        Some(Box::new(info.to_linux()))
     }
 
     // ---- messages -------------------------------------------------------------------------------------------------

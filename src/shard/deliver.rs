@@ -15,7 +15,7 @@ impl Apps {
     pub(super) fn deliver(&mut self, stack: &mut Stack, now: Instant) {
         while let Some(event) = stack.poll_event() {
             match event {
-                Event::Tcp { token, socket, state } => self.tcp_changed(stack, token, socket, &state),
+                Event::Tcp { token, socket, state } => self.tcp_changed(token, socket, &state),
                 Event::Accepted { listener, stream, socket, .. } => self.accepted(stack, now, listener, stream, socket),
                 Event::DatagramError { token, error } => {
                     let (group, slot) = untoken(token);
@@ -71,7 +71,7 @@ impl Apps {
         self.notify(group, listening);
     }
 
-    fn tcp_changed(&mut self, stack: &Stack, token: Token, id: SocketId, new: &TcpSnapshot) {
+    fn tcp_changed(&mut self, token: Token, id: SocketId, new: &TcpSnapshot) {
         let (group, slot) = untoken(token);
         let Some(index) = self.index_of(group, slot) else { return };
         let Some(Socket { kind: Kind::Stream(s), .. }) = self.at(index) else { return };
@@ -80,18 +80,20 @@ impl Apps {
         }
         s.rx_tail = new.rx_tail;
         s.tx_head = new.tx_head;
+        let (limit_changed, grown) = (s.tx_limit != new.tx_limit, s.buffers.is_some());
         let stream_bytes = s.rx_tail.max(s.tx_tail);
         let Some(shared) = self.region(group).and_then(|r| r.slot(slot)) else { return };
-        if !new.released
-            && let Ok(info) = stack.tcp_info(id)
+        // Programs read these lines; a store that changes nothing would take them away all the same.
+        for (word, value) in
+            [(&shared.send_mss, new.send_mss), (&shared.tcp_state, new.state as u32), (&shared.rx_limit, new.rx_limit)]
         {
-            shared.send_mss.store(info.send_mss, Ordering::Relaxed);
-            shared.srtt_us.store(info.srtt.as_micros() as u32, Ordering::Relaxed);
-            shared.rttvar_us.store(info.rttvar.as_micros() as u32, Ordering::Relaxed);
-            shared.cwnd.store(info.cwnd, Ordering::Relaxed);
-            shared.retransmits.store(info.retransmits, Ordering::Relaxed);
+            if word.load(Ordering::Relaxed) != value {
+                word.store(value, Ordering::Relaxed);
+            }
         }
-        shared.tcp_state.store(new.state as u32, Ordering::Relaxed);
+        if shared.notsent_lowat.load(Ordering::Relaxed) != 0 {
+            shared.tx_next.store(new.tx_next, Ordering::Release);
+        }
         if let Some(error) = new.error {
             shared.error.store(errno(error), Ordering::Release);
         }
@@ -99,12 +101,17 @@ impl Apps {
         shared.rx_tail.store(new.rx_tail, Ordering::Release);
         shared.tx_head.store(new.tx_head, Ordering::Release);
         shared.status.store(status_of(new, shared.status.load(Ordering::Relaxed)), Ordering::SeqCst);
+        if limit_changed || grown {
+            // Before anyone looks for room.
+            self.trim(index);
+            self.grow_tx(index, new.tx_limit);
+        }
         self.notify(group, slot);
         if new.released
             && let Some(socket) = self.at(index)
-            && let Kind::Stream(StreamSocket { queued, .. }) = socket.kind
+            && let Kind::Stream(StreamSocket { queued, buffers, .. }) = &mut socket.kind
         {
-            socket.kind = Kind::Over { stream_bytes, queued };
+            socket.kind = Kind::Over { stream_bytes, queued: *queued, buffers: buffers.take() };
             self.reap(index);
         }
     }

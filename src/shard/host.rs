@@ -66,16 +66,25 @@ impl Host for Apps {
 
     fn rx_write(&mut self, stream: Token, at: u64, data: &[u8]) {
         let (group, slot) = untoken(stream);
-        if let Some(ring) = self.region(group).and_then(|r| r.rx(slot)) {
-            ring.write(at, data);
+        if let Some((region, s)) = self.stream_and_region(group, slot)
+            && let Some(split) = s.rx_split(region, slot)
+        {
+            split.write(at, data);
         }
     }
 
     fn tx_read(&mut self, stream: Token, at: u64, out: &mut [u8]) {
         let (group, slot) = untoken(stream);
-        if let Some(ring) = self.region(group).and_then(|r| r.tx(slot)) {
-            ring.read(at, out);
+        if let Some((region, s)) = self.stream_and_region(group, slot)
+            && let Some(split) = s.tx_split(region, slot)
+        {
+            split.read(at, out);
         }
+    }
+
+    fn rx_grow(&mut self, stream: Token, written: u64, bytes: u32) -> u32 {
+        let (group, slot) = untoken(stream);
+        self.grow_rx(group, slot, written, bytes)
     }
 
     fn datagram_in(&mut self, socket: Token, meta: &DatagramMeta, payload: &[u8]) -> bool {
@@ -103,6 +112,14 @@ impl Host for Apps {
 struct TooLong;
 
 impl Apps {
+    fn stream_and_region(&self, group: u32, slot: u32) -> Option<(&sidestep_shm::Region, &StreamSocket)> {
+        let view = self.view(group)?;
+        match &self.get(view.index_of(slot)?)?.kind {
+            Kind::Stream(s) => Some((view.group.region(), s)),
+            _ => None,
+        }
+    }
+
     /// Writes a record into the socket's receive ring. None: no such socket, or no room.
     fn put_datagram(&mut self, group: u32, slot: u32, meta: &DatagramMeta, payload: &[u8]) -> Option<bool> {
         let index = self.index_of(group, slot)?;

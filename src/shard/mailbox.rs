@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
-use sidestep_stack::{Error, ListenAddress, NeighborUpdate, TcpOptions};
+use sidestep_stack::{Error, ListenAddress, NeighborUpdate, TCP_INFO_BYTES, TcpOptions};
 
 use super::view::{ShardReport, SocketRow};
 use crate::control::group::Group;
@@ -89,6 +89,12 @@ pub enum Message {
     UsesPort {
         port: u16,
         reply: SyncSender<bool>,
+    },
+    /// TCP_INFO of a socket, as Linux's structure. None: the stack has it no more.
+    Info {
+        group: u32,
+        slot: u32,
+        reply: SyncSender<Option<Box<[u8; TCP_INFO_BYTES]>>>,
     },
     Sockets {
         reply: SyncSender<Vec<SocketRow>>,

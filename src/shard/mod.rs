@@ -8,12 +8,14 @@
 //! decides when to look again and when to sleep. [`drive`] is for those who call the loop's turns themselves.
 
 pub mod apps;
+mod buffers;
 mod commands;
 mod deliver;
 mod drive;
 mod host;
 mod idle;
 pub mod mailbox;
+mod pool;
 mod run;
 mod view;
 

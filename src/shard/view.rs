@@ -48,6 +48,8 @@ pub struct ShardReport {
     /// Sockets of programs on this shard now.
     pub sockets: usize,
     pub handoff_dropped: u64,
+    /// Bytes of the pools that grown streams have.
+    pub buffer_bytes: u64,
 }
 
 /// The stack's counters, in the form that goes out.
@@ -91,7 +93,7 @@ impl Serialize for StackReport {
 }
 
 impl<P: FrameIo, C: Clock> Shard<P, C> {
-    pub(super) fn report(&self) -> ShardReport {
+    pub(crate) fn report(&self) -> ShardReport {
         ShardReport {
             shard: self.number,
             turns: self.counters,
@@ -99,6 +101,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             port: self.port.counters(),
             stack: StackReport(self.stack.counters()),
             sockets: self.apps.all().count(),
+            buffer_bytes: self.apps.buffer_bytes(),
             handoff_dropped: self.mailboxes[self.number as usize].frames_dropped.load(Ordering::Relaxed),
         }
     }

@@ -8,10 +8,12 @@
 //!  +      Process x processes      who is attached
 //!  +      Slot x slots
 //!  +      receive and transmit ring of each slot, page-aligned; pages exist only once they were used
+//!  +      pool of each shard: blocks for streams that need more than their ring (`split`)
 //! ```
 
 use crate::dirty::{DirtySet, Door};
 use crate::slot::Slot;
+use crate::split::GRANULE_BYTES;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// First eight bytes of every region: "SIDESTEP".
@@ -33,6 +35,9 @@ pub const MIN_RING_BYTES: u32 = 4096;
 /// See [`MIN_RING_BYTES`].
 pub const MAX_RING_BYTES: u32 = 1 << 30;
 
+/// Most bytes in all pools of a group: what a block's reference can name.
+pub const MAX_POOL_BYTES: u64 = 1 << 43;
+
 /// The numbers from which every offset follows. Each side keeps its own copy and never re-reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -47,6 +52,9 @@ pub struct Geometry {
     pub rx_bytes: u32,
     /// Capacity of every transmit ring, in bytes, a power of two.
     pub tx_bytes: u32,
+    /// Memory that each shard may give to streams that outgrow their ring, in bytes, a multiple of [`GRANULE_BYTES`];
+    /// may be 0.
+    pub pool_bytes: u64,
 }
 
 /// Why a geometry can't be.
@@ -58,6 +66,8 @@ pub enum GeometryError {
     Slots(u64),
     /// A ring must be a power of two from [`MIN_RING_BYTES`] to [`MAX_RING_BYTES`].
     Ring(u32),
+    /// A pool must be a multiple of [`GRANULE_BYTES`], and all together no more than [`MAX_POOL_BYTES`].
+    Pool(u64),
     /// The region is smaller than the geometry that it claims.
     Truncated { need: u64, have: u64 },
     /// Not a region of this version.
@@ -71,6 +81,12 @@ impl core::fmt::Display for GeometryError {
             Self::Slots(n) => write!(f, "{n} socket slots: must be 1 to {MAX_SLOTS}"),
             Self::Ring(n) => {
                 write!(f, "a ring of {n} bytes: must be a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES}")
+            }
+            Self::Pool(n) => {
+                write!(
+                    f,
+                    "a pool of {n} bytes: must be a multiple of {GRANULE_BYTES}, at most {MAX_POOL_BYTES} for all shards"
+                )
             }
             Self::Truncated { need, have } => write!(f, "shared memory of {have} bytes where the layout needs {need}"),
             Self::Foreign => write!(f, "not shared memory of this version of Sidestep (layout {VERSION})"),
@@ -101,6 +117,10 @@ impl Geometry {
             if !ring.is_power_of_two() || !(MIN_RING_BYTES..=MAX_RING_BYTES).contains(&ring) {
                 return Err(GeometryError::Ring(ring));
             }
+        }
+        let pools = self.pool_bytes.checked_mul(self.shards.into());
+        if !self.pool_bytes.is_multiple_of(GRANULE_BYTES) || pools.is_none_or(|all| all > MAX_POOL_BYTES) {
+            return Err(GeometryError::Pool(self.pool_bytes));
         }
         Ok(self)
     }
@@ -152,7 +172,29 @@ impl Geometry {
     /// Bytes of the whole region. Most of them never become memory.
     #[must_use]
     pub fn region_bytes(&self) -> u64 {
-        self.data_at() + u64::from(self.slots()) * (u64::from(self.rx_bytes) + u64::from(self.tx_bytes))
+        self.pools_at() + u64::from(self.shards) * self.pool_bytes
+    }
+
+    pub(crate) fn pools_at(&self) -> u64 {
+        let rings = self.data_at() + u64::from(self.slots()) * (u64::from(self.rx_bytes) + u64::from(self.tx_bytes));
+        rings.next_multiple_of(GRANULE_BYTES)
+    }
+
+    /// First granule of the pool of `shard`, and how many it has.
+    #[must_use]
+    pub fn pool_range(&self, shard: u32) -> core::ops::Range<u32> {
+        let each = (self.pool_bytes / GRANULE_BYTES) as u32;
+        shard * each..(shard + 1) * each
+    }
+
+    /// Offset and length of the block with this reference, in bytes from the start of the region. None: there is no
+    /// such block.
+    #[must_use]
+    pub fn block(&self, reference: u32) -> Option<(u64, u32)> {
+        let (granule, shift) = crate::split::resolve(reference)?;
+        let (at, bytes) = (u64::from(granule) * GRANULE_BYTES, 1u32 << shift);
+        let end = at + u64::from(bytes);
+        (end <= u64::from(self.shards) * self.pool_bytes).then_some((self.pools_at() + at, bytes))
     }
 }
 
@@ -170,7 +212,8 @@ pub struct Header {
     pub accept_slots: AtomicU32,
     pub rx_bytes: AtomicU32,
     pub tx_bytes: AtomicU32,
-    pub(crate) reserved: [AtomicU32; 8],
+    pub pool_bytes: AtomicU64,
+    pub(crate) reserved: [AtomicU32; 6],
     /// CLOCK_MONOTONIC, nanoseconds, of the engine's last sign of life. A program that waits takes an engine whose
     /// sign is older than [`ENGINE_SILENT_NS`] for dead.
     pub heartbeat: AtomicU64,
@@ -225,7 +268,8 @@ const _: () = {
 mod tests {
     use super::*;
 
-    const SMALL: Geometry = Geometry { shards: 2, open_slots: 64, accept_slots: 64, rx_bytes: 65536, tx_bytes: 4096 };
+    const SMALL: Geometry =
+        Geometry { shards: 2, open_slots: 64, accept_slots: 64, rx_bytes: 65536, tx_bytes: 4096, pool_bytes: 1 << 20 };
 
     #[test]
     fn parts_do_not_overlap() {
@@ -235,7 +279,12 @@ mod tests {
         let cuts =
             [g.doors_at(), g.free_at(), g.queues_at(), g.processes_at(), g.slots_at(), g.data_at(), g.region_bytes()];
         assert!(cuts.windows(2).all(|w| w[0] < w[1]));
-        assert_eq!(g.tx_at(191) + 4096, g.region_bytes());
+        assert!(g.tx_at(191) + 4096 <= g.pools_at() && g.pools_at().is_multiple_of(GRANULE_BYTES));
+        assert_eq!((g.pool_range(1), g.region_bytes() - g.pools_at()), (16..32, 2 << 20));
+        // The last block of all, and one that would reach beyond.
+        let block = |granule, shift| g.block(crate::split::reference(granule, shift));
+        assert_eq!(block(16, 20), Some((g.pools_at() + (1 << 20), 1 << 20)));
+        assert_eq!((block(17, 20), block(32, 16), g.block(0)), (None, None, None));
         assert_eq!(g.rx_at(7) % PAGE_BYTES, 0);
     }
 
@@ -252,5 +301,7 @@ mod tests {
         assert_eq!(bad(|g| g.open_slots = 0), GeometryError::Slots(128));
         assert_eq!(bad(|g| g.rx_bytes = 5000), GeometryError::Ring(5000));
         assert_eq!(bad(|g| g.tx_bytes = 1 << 31), GeometryError::Ring(1 << 31));
+        assert_eq!(bad(|g| g.pool_bytes = 100), GeometryError::Pool(100));
+        assert_eq!(bad(|g| g.pool_bytes = 1 << 43), GeometryError::Pool(1 << 43));
     }
 }

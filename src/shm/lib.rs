@@ -37,6 +37,7 @@ pub mod lock;
 #[cfg(not(loom))]
 mod region;
 pub mod slot;
+pub mod split;
 pub mod stream;
 pub mod sync;
 pub mod wire;
@@ -45,3 +46,4 @@ pub use layout::{Geometry, GeometryError};
 #[cfg(not(loom))]
 pub use region::Region;
 pub use slot::Slot;
+pub use split::Split;

@@ -9,7 +9,9 @@ use crate::layout::{
     EventQueue, Geometry, GeometryError, Header, MAGIC, MAX_EVENT_QUEUES, MAX_PROCESSES, Process, ShardDoor, VERSION,
 };
 use crate::slot::Slot;
+use crate::split::{self, Split};
 use crate::stream::Ring;
+use crate::sync::AtomicU32;
 
 /// One mapping. Does not unmap: whoever mapped it does, after the last use.
 #[derive(Clone, Copy)]
@@ -41,6 +43,7 @@ impl Region {
         h.accept_slots.store(geometry.accept_slots, Ordering::Relaxed);
         h.rx_bytes.store(geometry.rx_bytes, Ordering::Relaxed);
         h.tx_bytes.store(geometry.tx_bytes, Ordering::Relaxed);
+        h.pool_bytes.store(geometry.pool_bytes, Ordering::Relaxed);
         (0..geometry.open_slots).for_each(|s| region.free_slots().mark(s));
         h.magic.store(MAGIC, Ordering::Release);
         Ok(region)
@@ -65,6 +68,7 @@ impl Region {
             accept_slots: h.accept_slots.load(Ordering::Relaxed),
             rx_bytes: h.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: h.tx_bytes.load(Ordering::Relaxed),
+            pool_bytes: h.pool_bytes.load(Ordering::Relaxed),
         };
         Ok(Self { base, geometry: fitting(geometry, len)? })
     }
@@ -130,6 +134,53 @@ impl Region {
         })
     }
 
+    /// A block of the pool; None when there is no such block.
+    #[must_use]
+    pub fn block(&self, reference: u32) -> Option<Ring<'_>> {
+        let (at, bytes) = self.geometry.block(reference)?;
+        // SAFETY: `Geometry::block` gives only what lies inside the pools, which lie inside the region.
+        Some(unsafe { Ring::new(self.base.as_ptr().add(at as usize), bytes) })
+    }
+
+    /// Where the received stream of `slot` lies, as its map says. Look at `rx_tail` before.
+    #[must_use]
+    pub fn rx_split(&self, slot: u32) -> Option<Split<'_>> {
+        let shared = self.slot(slot)?;
+        self.split(self.rx(slot)?, shared.rx_map.load(Ordering::Acquire), &shared.rx_blocks)
+    }
+
+    /// Where the stream of `slot` that is to be sent lies, as its map says: for whoever has `tx_lock`.
+    #[must_use]
+    pub fn tx_split(&self, slot: u32) -> Option<Split<'_>> {
+        let shared = self.slot(slot)?;
+        self.split(self.tx(slot)?, shared.tx_map.load(Ordering::Acquire), &shared.tx_blocks)
+    }
+
+    fn split<'a>(&'a self, own: Ring<'a>, map: u64, blocks: &[AtomicU32; 2]) -> Option<Split<'a>> {
+        let (at, which) = split::unmap(map);
+        let ring = |which: usize| match blocks[which].load(Ordering::Relaxed) {
+            0 => Some(own),
+            reference => self.block(reference),
+        };
+        let after = ring(which)?;
+        // The other one may be in the course of being replaced when it isn't needed any more.
+        let before = if at == 0 { after } else { ring(1 - which).unwrap_or(after) };
+        Some(Split::new(before, after, at))
+    }
+
+    /// Before more is written to the transmit stream of `slot`, by whoever has `tx_lock`: goes on in the block that the
+    /// engine offers, if everything before the last switch is acknowledged. `head` and `tail` as they stand.
+    pub fn take_offer(&self, slot: u32, head: u64, tail: u64) {
+        let Some(shared) = self.slot(slot) else { return };
+        let offer = shared.tx_offer.load(Ordering::Acquire);
+        let (at, which) = split::unmap(shared.tx_map.load(Ordering::Relaxed));
+        if offer == shared.tx_blocks[which].load(Ordering::Relaxed) || head < at || self.block(offer).is_none() {
+            return;
+        }
+        shared.tx_blocks[1 - which].store(offer, Ordering::Relaxed);
+        shared.tx_map.store(split::map(tail, 1 - which), Ordering::Release);
+    }
+
     /// The queue in which `shard` leaves finished handshakes for the listening socket in `slot`: it lies in the
     /// slot's receive ring, which a listener has no other use for.
     #[must_use]
@@ -179,7 +230,8 @@ mod tests {
 
     #[test]
     fn a_created_region_opens_and_every_part_is_inside() {
-        let g = Geometry { shards: 2, open_slots: 3, accept_slots: 2, rx_bytes: 4096, tx_bytes: 8192 };
+        let g =
+            Geometry { shards: 2, open_slots: 3, accept_slots: 2, rx_bytes: 4096, tx_bytes: 8192, pool_bytes: 1 << 17 };
         with_memory(g.region_bytes(), |base| {
             // SAFETY: fresh zeroed memory of that length.
             let engine = unsafe { Region::create(base, g.region_bytes(), g) }.unwrap();
@@ -194,6 +246,19 @@ mod tests {
             let mut out = [0; 13];
             program.rx(6).unwrap().read(4090, &mut out);
             assert_eq!(&out, b"over the edge");
+            // A transmit stream moves into a block that the engine offers, once.
+            let slot = engine.slot(6).unwrap();
+            program.take_offer(6, 0, 100);
+            assert_eq!(program.tx_split(6).unwrap().capacity(), 8192, "nothing was offered");
+            slot.tx_offer.store(crate::split::reference(2, 17), Ordering::Relaxed);
+            program.take_offer(6, 0, 8000);
+            let split = program.tx_split(6).unwrap();
+            assert_eq!((split.capacity(), split.span(), split.is_settled(7999)), (1 << 17, 8192 + (1 << 17), false));
+            slot.tx_offer.store(0, Ordering::Relaxed);
+            program.take_offer(6, 7999, 9000);
+            assert_eq!(program.tx_split(6).unwrap().capacity(), 1 << 17, "the last switch isn't over");
+            slot.tx_blocks[1].store(u32::MAX, Ordering::Relaxed);
+            assert!(program.tx_split(6).is_none() && program.block(crate::split::reference(3, 17)).is_none());
             let mut claimed: std::vec::Vec<_> = std::iter::from_fn(|| program.free_slots().claim()).collect();
             claimed.sort_unstable();
             assert_eq!(claimed, [0, 1, 2]);

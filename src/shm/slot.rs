@@ -22,7 +22,16 @@ pub struct Slot {
     pub status: AtomicU32,
     /// Grows by one each time the slot is freed.
     pub generation: AtomicU32,
-    _engine_hot: [AtomicU32; 10],
+    /// Where the received stream lies: see [`crate::split`].
+    pub rx_map: AtomicU64,
+    pub rx_blocks: [AtomicU32; 2],
+    /// Bytes that the receive buffer holds at present, and that programs may have in the transmit buffer; 0: as much
+    /// as the slot's own ring.
+    pub rx_limit: AtomicU32,
+    pub tx_limit: AtomicU32,
+    /// The block in which what is sent should go on; 0: the slot's own ring.
+    pub tx_offer: AtomicU32,
+    _engine_hot: [AtomicU32; 3],
 
     // ---- written by programs, hot ---------------------------------------------------------------------------------
     /// End of what was read: receive ring space up to here is free again.
@@ -30,9 +39,12 @@ pub struct Slot {
     _reader: [AtomicU64; 7],
     /// End of what was written into the transmit ring.
     pub tx_tail: AtomicU64,
+    /// Where the stream to be sent lies: see [`crate::split`].
+    pub tx_map: AtomicU64,
+    pub tx_blocks: [AtomicU32; 2],
     /// [`request`] bits. Set by programs with `fetch_or`, never cleared while the socket lives.
     pub request: AtomicU32,
-    _writer: [AtomicU32; 13],
+    _writer: [AtomicU32; 9],
 
     // ---- written by both ------------------------------------------------------------------------------------------
     /// Pending error, an errno: the engine sets it, a program takes it (SO_ERROR) by swapping in 0.
@@ -57,19 +69,13 @@ pub struct Slot {
     pub listener: AtomicU32,
     /// Effective MSS for sending, in bytes of payload.
     pub send_mss: AtomicU32,
-    /// Smoothed round-trip time in microseconds.
-    pub srtt_us: AtomicU32,
-    /// Round-trip time variation in microseconds.
-    pub rttvar_us: AtomicU32,
-    /// Congestion window in bytes.
-    pub cwnd: AtomicU32,
-    /// Segments retransmitted in all.
-    pub retransmits: AtomicU32,
     /// TCP state as in Linux's `enum` (1 established … 10 listen).
     pub tcp_state: AtomicU32,
     /// Datagrams or connections dropped because a queue was full.
     pub drops: AtomicU32,
-    _engine_cold: [AtomicU32; 13],
+    /// How far the stream has been sent, only while TCP_NOTSENT_LOWAT is set.
+    pub tx_next: AtomicU64,
+    _engine_cold: [AtomicU32; 14],
 
     // ---- written by programs, cold --------------------------------------------------------------------------------
     /// Where `request::CONNECT` goes.
@@ -265,7 +271,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 45] = [
+        let words: [&AtomicU32; 48] = [
             &self.status,
             &self.request,
             &self.error,
@@ -277,10 +283,13 @@ impl Slot {
             &self.shard,
             &self.listener,
             &self.send_mss,
-            &self.srtt_us,
-            &self.rttvar_us,
-            &self.cwnd,
-            &self.retransmits,
+            &self.rx_blocks[0],
+            &self.rx_blocks[1],
+            &self.rx_limit,
+            &self.tx_limit,
+            &self.tx_offer,
+            &self.tx_blocks[0],
+            &self.tx_blocks[1],
             &self.tcp_state,
             &self.drops,
             &self.wanted_remote_port,
@@ -312,7 +321,9 @@ impl Slot {
             &self._both[0],
             &self._engine_cold[0],
         ];
-        let long = [&self.rx_tail, &self.tx_head, &self.rx_head, &self.tx_tail].into_iter();
+        let long =
+            [&self.rx_tail, &self.tx_head, &self.rx_head, &self.tx_tail, &self.rx_map, &self.tx_map, &self.tx_next]
+                .into_iter();
         let addresses =
             [&self.local_address, &self.remote_address, &self.wanted_local_address, &self.wanted_remote_address];
         words.into_iter().for_each(|w| w.store(0, Ordering::Relaxed));

@@ -9,14 +9,17 @@
 //! | `EventQueue` | a datagram socket that the engine writes to ring | `Done` | |
 //! | `Bind`, `Listen` | | `Done` with the address | |
 //! | `Adopt` (a forked child on the connection that its parent made for it) | | `Done` | |
+//! | `Info` | | `Info` | |
 //! | `Inspect` | | `Text` packets, the last one empty | |
 //!
 //! Encoding: a 4-byte code, then the fields in order, little-endian, fixed size. Anything else is refused.
 
 /// Version of these messages. Engine and library must agree exactly.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Largest packet in bytes.
 pub const MAX_PACKET_BYTES: usize = 4096;
+/// Bytes of Linux's `struct tcp_info` as [`Reply::Info`] carries it.
+pub const INFO_BYTES: usize = 248;
 /// Route rules in a `Welcome` at most.
 pub const MAX_ROUTE_RULES: usize = 64;
 
@@ -43,6 +46,8 @@ pub enum Request {
     Listen { slot: u32, backlog: u32 },
     /// A question of a tool; see [`inspect`].
     Inspect { what: u32 },
+    /// TCP_INFO of the socket in `slot`.
+    Info { slot: u32 },
 }
 
 /// Values of `Request::Inspect::what`. Answers are JSON.
@@ -57,6 +62,7 @@ pub mod inspect {
 
 /// From the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "made and read once, and there is no allocator here")]
 pub enum Reply {
     /// `process` is the caller's number in the group; `region_bytes` the size of the memfd; `spin_us` how long a
     /// waiting call may look before it sleeps; `rules` route rules follow in the same packet.
@@ -67,6 +73,8 @@ pub enum Reply {
     Failed { errno: u32 },
     /// A piece of an answer follows in the same packet; an empty piece ends it.
     Text,
+    /// `struct tcp_info`.
+    Info { info: [u8; INFO_BYTES] },
 }
 
 /// Which side serves a destination (or a local address in bind). The longest matching prefix decides.
@@ -118,13 +126,13 @@ impl RouteRule {
 /// A message, encoded.
 #[derive(Clone, Copy)]
 pub struct Encoded {
-    bytes: [u8; 64],
+    bytes: [u8; 4 + INFO_BYTES],
     len: usize,
 }
 
 impl Encoded {
     fn new(code: u32) -> Self {
-        Self { bytes: [0; 64], len: 0 }.put(code.to_le_bytes())
+        Self { bytes: [0; 4 + INFO_BYTES], len: 0 }.put(code.to_le_bytes())
     }
     fn put<const N: usize>(mut self, field: [u8; N]) -> Self {
         self.bytes[self.len..self.len + N].copy_from_slice(&field);
@@ -178,6 +186,7 @@ impl Request {
                 .put(port.to_le_bytes()),
             Self::Listen { slot, backlog } => Encoded::new(5).put(slot.to_le_bytes()).put(backlog.to_le_bytes()),
             Self::Inspect { what } => Encoded::new(6).put(what.to_le_bytes()),
+            Self::Info { slot } => Encoded::new(7).put(slot.to_le_bytes()),
         }
     }
 
@@ -192,6 +201,7 @@ impl Request {
             4 => Self::Bind { slot: f.u32()?, kind: f.u32()?, options: f.u32()?, address: f.take()?, port: f.u16()? },
             5 => Self::Listen { slot: f.u32()?, backlog: f.u32()? },
             6 => Self::Inspect { what: f.u32()? },
+            7 => Self::Info { slot: f.u32()? },
             _ => return None,
         };
         f.0.is_empty().then_some(request)
@@ -212,6 +222,7 @@ impl Reply {
             Self::Done { address, port } => Encoded::new(102).put(address).put(port.to_le_bytes()),
             Self::Failed { errno } => Encoded::new(103).put(errno.to_le_bytes()),
             Self::Text => Encoded::new(104),
+            Self::Info { info } => Encoded::new(105).put(info),
         }
     }
 
@@ -231,6 +242,7 @@ impl Reply {
             102 => Self::Done { address: f.take()?, port: f.u16()? },
             103 => Self::Failed { errno: f.u32()? },
             104 => Self::Text,
+            105 => Self::Info { info: f.take()? },
             _ => return None,
         };
         Some((reply, f.0))
@@ -250,6 +262,7 @@ mod tests {
             Request::Bind { slot: 3, kind: 2, options: 5, address: [1; 16], port: 443 },
             Request::Listen { slot: 3, backlog: 511 },
             Request::Inspect { what: inspect::STATS },
+            Request::Info { slot: 70_000 },
         ];
         for r in requests {
             let bytes = r.encode();
@@ -257,6 +270,8 @@ mod tests {
             assert_eq!(Request::decode(&bytes.as_bytes()[..bytes.as_bytes().len() - 1]), None);
         }
         assert_eq!(Request::decode(&[9, 0, 0, 0]), None);
+        let info = Reply::Info { info: core::array::from_fn(|i| i as u8) };
+        assert_eq!(Reply::decode(info.encode().as_bytes()), Some((info, &[][..])));
         let reply = Reply::Welcome { process: 1, shards: 2, region_bytes: 1 << 40, group: 3, spin_us: 50, rules: 0 };
         assert_eq!(Reply::decode(reply.encode().as_bytes()), Some((reply, &[][..])));
     }

@@ -28,10 +28,11 @@ pub trait Host {
     fn rx_write(&mut self, stream: Token, at: u64, data: &[u8]);
     /// Copies bytes of the transmit stream: from what was acknowledged to what `Stack::tcp_send` announced.
     fn tx_read(&mut self, stream: Token, at: u64, out: &mut [u8]);
-    /// The receive buffer of `stream` should hold `bytes` from now on, more than it does. Returns what it holds then;
-    /// a host that can't give more keeps this default.
-    fn rx_grow(&mut self, stream: Token, bytes: u32) -> u32 {
-        let _ = (stream, bytes);
+    /// The receive buffer of `stream` should hold `bytes` from now on, more than it does; everything that was written
+    /// so far lies below position `written`. Returns what it holds then; a host that can't give more keeps this
+    /// default.
+    fn rx_grow(&mut self, stream: Token, written: u64, bytes: u32) -> u32 {
+        let _ = (stream, written, bytes);
         0
     }
     /// A datagram for `socket`. False when its queue is full: the stack counts it as dropped.
@@ -197,7 +198,7 @@ impl Default for TcpConfig {
             sack: true,
             congestion: Congestion::Cubic,
             rmem: [4096, 131_072, 32 << 20],
-            wmem: [4096, 65_536, 32 << 20],
+            wmem: [4096, 131_072, 32 << 20],
         }
     }
 }

@@ -94,6 +94,7 @@ fn geometry(memory: &File) -> Result<Geometry> {
         accept_slots: word(20)?,
         rx_bytes: word(24)?,
         tx_bytes: word(28)?,
+        pool_bytes: u64::from(word(32)?) | u64::from(word(36)?) << 32,
     };
     geometry.validate().map_err(|error| anyhow::anyhow!("the header of the shared memory: {error}"))
 }

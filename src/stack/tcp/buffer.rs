@@ -140,11 +140,12 @@ impl ReceiveBuffer {
     }
 
     /// Asks the host for what is wanted and not there. To be called now and then; `position` is that of the stream.
-    pub fn ask(&mut self, host: &mut dyn Host, stream: Token, position: u64) {
+    /// `written`: where the last byte that was ever written ends.
+    pub fn ask(&mut self, host: &mut dyn Host, stream: Token, position: u64, written: u64) {
         if self.limit <= self.capacity || position < self.ask_at {
             return;
         }
-        self.capacity = self.capacity.max(host.rx_grow(stream, self.limit));
+        self.capacity = self.capacity.max(host.rx_grow(stream, written, self.limit));
         // It may have more when some of the stream has gone through.
         self.ask_at = position + u64::from(self.capacity / 4);
     }
@@ -256,7 +257,7 @@ mod tests {
         }
         fn rx_write(&mut self, _: Token, _: u64, _: &[u8]) {}
         fn tx_read(&mut self, _: Token, _: u64, _: &mut [u8]) {}
-        fn rx_grow(&mut self, _: Token, bytes: u32) -> u32 {
+        fn rx_grow(&mut self, _: Token, _: u64, bytes: u32) -> u32 {
             bytes.min(self.0)
         }
         fn datagram_in(&mut self, _: Token, _: &crate::DatagramMeta, _: &[u8]) -> bool {
@@ -308,7 +309,7 @@ mod tests {
             }
             head += window;
             buffer.on_read(head, 1448, now);
-            buffer.ask(&mut host, Token(1), head);
+            buffer.ask(&mut host, Token(1), head, head);
         }
         assert!(windows.windows(2).all(|w| w[0] <= w[1]), "{windows:?}");
         assert_eq!(*windows.last().unwrap(), 1 << 20, "the most that is allowed: {windows:?}");
@@ -329,12 +330,12 @@ mod tests {
         buffer.limit = 1 << 20;
         buffer.threshold = 1 << 20;
         let mut host = Pool(100_000);
-        buffer.ask(&mut host, Token(1), 0);
+        buffer.ask(&mut host, Token(1), 0, 0);
         assert_eq!((buffer.limit(), buffer.window(0, 0, 1448, 7)), (100_000, 99_968));
         let asked = buffer.ask_at;
-        buffer.ask(&mut Pool(1 << 30), Token(1), asked - 1);
+        buffer.ask(&mut Pool(1 << 30), Token(1), asked - 1, 0);
         assert_eq!(buffer.limit(), 100_000);
-        buffer.ask(&mut Pool(1 << 30), Token(1), asked);
+        buffer.ask(&mut Pool(1 << 30), Token(1), asked, 0);
         assert_eq!(buffer.limit(), 1 << 20);
     }
 

@@ -127,7 +127,8 @@ impl Connection {
     /// Builds the segment at the front of `out`. None when `out` can't hold it.
     pub fn build(&mut self, cx: &mut Context<'_>, config: &TcpConfig, plan: Plan, out: &mut [u8]) -> Option<Emitted> {
         if self.buffer.wants_more() && self.is_synchronized() {
-            self.buffer.ask(cx.host, self.token, self.rx_nxt);
+            let written = self.assembler.end().unwrap_or(0).max(self.rx_nxt).saturating_sub(FIRST);
+            self.buffer.ask(cx.host, self.token, self.rx_nxt, written);
         }
         match plan {
             Plan::Reset => {

@@ -27,7 +27,7 @@ const OWN: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 9, 8, 7];
 const GROUP: u128 = 0xfeed;
 
 pub const GEOMETRY: Geometry =
-    Geometry { shards: 1, open_slots: 256, accept_slots: 256, rx_bytes: 65_536, tx_bytes: 32_768 };
+    Geometry { shards: 1, open_slots: 256, accept_slots: 256, rx_bytes: 65_536, tx_bytes: 32_768, pool_bytes: 0 };
 
 /// What the engine knows of a slot.
 #[derive(Clone, Copy, Default)]

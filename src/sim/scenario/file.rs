@@ -428,7 +428,7 @@ fn host_config(
     let sockets = s.number("sockets", 1, most)?.unwrap_or(4096) as u32;
     let connections = s.number("connections", 1, most)?.unwrap_or(4096) as u32;
     let buffer = |key| -> Result<u32, Problem> {
-        let bytes = s.any(key, size)?.unwrap_or(4 << 20);
+        let bytes = s.any(key, size)?.unwrap_or(128 << 10);
         let fits = bytes.is_power_of_two() && (MIN_RING_BYTES.into()..=u64::from(MAX_RING_BYTES)).contains(&bytes);
         let right = format!("must be a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES} bytes");
         if fits { Ok(bytes as u32) } else { Err(s.wrong(key, right)) }
@@ -439,6 +439,8 @@ fn host_config(
         accept_slots: connections,
         rx_bytes: buffer("rx_buffer")?,
         tx_bytes: buffer("tx_buffer")?,
+        // What a stream needs beyond its own rings; addresses only, until it is used.
+        pool_bytes: config.geometry.pool_bytes,
     }
     .validate()
     .map_err(|e| (Some(t.span()), format!("host: {e} (sockets + connections)")))?;

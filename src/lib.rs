@@ -15,6 +15,7 @@
 //! stops it all), [`local`] (the same engine without threads, driven by its caller), [`sim`] (a network of those), [`clock`].
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod clock;
 pub mod config;
 pub mod control;

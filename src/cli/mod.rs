@@ -1,5 +1,6 @@
 //! What the user types, and what comes back: one line on stderr and an exit code when something is wrong.
 
+mod bench;
 mod check;
 mod elf;
 mod notify;
@@ -96,6 +97,9 @@ enum Command {
     /// Run a scenario in virtual time: hosts, links, traffic
     #[command(after_help = SIM_EXAMPLES)]
     Sim(sim::SimArgs),
+    /// Measure: servers and load generators for every stack
+    #[command(subcommand, after_help = bench::EXAMPLES)]
+    Bench(bench::Bench),
 }
 
 /// Which engine to ask, and how to answer.
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Packetdrill(args) => packetdrill::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Sim(args) => sim::main(&args),
+        Command::Bench(args) => bench::main(&args),
     };
     done.unwrap_or_else(|failure| {
         eprintln!("sidestep: {}", failure.message.replace('\n', "; "));

@@ -4,6 +4,7 @@
 
 pub mod af_packet;
 mod batch;
+pub(crate) mod busy;
 mod checksum;
 pub mod memory;
 pub mod none;

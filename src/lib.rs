@@ -12,7 +12,8 @@
 //! | `sidestep_preload` | libc's socket calls for unmodified programs |
 //!
 //! Beside the path: [`control`] (attach, bind, listen, cleaning up after the dead), [`config`], [`engine`] (starts and
-//! stops it all), [`local`] (the same engine without threads, driven by its caller), [`sim`] (a network of those), [`clock`].
+//! stops it all), [`local`] (the same engine without threads, driven by its caller), [`sim`] (a network of those),
+//! [`bench`] (load generators, and the stacks side by side), [`clock`].
 #![deny(unsafe_code)]
 
 pub mod bench;

@@ -105,6 +105,40 @@ impl Measurement {
         }
     }
 
+    /// The medians of several runs of one test on one stack, each of one round; names and sizes are the first one's.
+    #[must_use]
+    pub fn median_of(runs: &[Self]) -> Self {
+        let Some(first) = runs.first() else { return Self::default() };
+        let all = |part: fn(&Self) -> f64| runs.iter().map(part).collect::<Vec<f64>>();
+        let known = |part: fn(&Self) -> Option<f64>| {
+            let values: Vec<f64> = runs.iter().filter_map(part).collect();
+            (!values.is_empty()).then(|| median(&values))
+        };
+        let p99: Vec<f64> = runs.iter().filter_map(|m| m.p99_us).collect();
+        let rates = all(|m| m.rate_per_s);
+        let cpu: Vec<Vec<CpuShare>> = runs.iter().map(|m| m.cpu.clone()).collect();
+        let points = runs.iter().map(|m| m.curve.len()).min().unwrap_or(0);
+        let point = |n: usize| {
+            let values: Vec<f64> = runs.iter().map(|m| m.curve[n].1).collect();
+            (first.curve[n].0, median(&values))
+        };
+        Self {
+            rounds: runs.len() as u32,
+            rate_per_s: median(&rates),
+            rate_range: range(&rates),
+            p50_us: known(|m| m.p50_us),
+            p99_us: known(|m| m.p99_us),
+            p999_us: known(|m| m.p999_us),
+            p99_range_us: (!p99.is_empty()).then(|| range(&p99)),
+            gbit_per_s: median(&all(|m| m.gbit_per_s)),
+            cpu: cpu::mean(&cpu),
+            errors: runs.iter().map(|m| m.errors).sum(),
+            lost: runs.iter().map(|m| m.lost).sum(),
+            curve: (0..points).map(point).collect(),
+            ..first.clone()
+        }
+    }
+
     /// The number that ratios are made of: bits for streams, else the rate.
     #[must_use]
     pub fn speed(&self) -> f64 {
@@ -129,19 +163,18 @@ pub fn merged(rounds: &[Round]) -> Histogram<u64> {
 
 /// Sets the ratios of measurements of one test and size: against `kernel` and against `raw`.
 pub fn set_ratios(all: &mut [Measurement]) {
-    let key = |m: &Measurement| (m.test.clone(), m.connections, m.size, m.depth, m.reply_size);
-    let base = |stack: &str| {
-        let of = all.iter().filter(|m| m.stack == stack);
-        of.map(|m| (key(m), m.speed())).collect::<Vec<_>>()
-    };
-    let (kernel, raw) = (base("kernel"), base("raw"));
+    let before = all.to_vec();
     for m in all {
-        let own = key(m);
-        let to = |list: &[((String, u32, u32, u32, u32), f64)]| {
-            let (_, speed) = list.iter().find(|(k, speed)| *k == own && *speed > 0.0)?;
-            Some(m.speed() / speed)
+        let same = |o: &&Measurement| {
+            o.test == m.test
+                && (o.connections, o.size, o.depth, o.reply_size) == (m.connections, m.size, m.depth, m.reply_size)
         };
-        (m.ratio_to_kernel, m.ratio_to_raw) = (to(&kernel), to(&raw));
+        let to = |stack: &str| {
+            let base = before.iter().filter(same).find(|o| o.stack == stack)?.speed();
+            (base > 0.0).then(|| m.speed() / base)
+        };
+        let ratios = (to("kernel"), to("raw"));
+        (m.ratio_to_kernel, m.ratio_to_raw) = ratios;
     }
 }
 
@@ -180,6 +213,16 @@ mod tests {
         assert!((9.99..10.02).contains(&m.p50_us.unwrap()), "{m:?}");
         assert!(m.p99_range_us.unwrap()[1] > 890.0);
         assert!((m.gbit_per_s - 500.0 * 128.0 * 8e-9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn runs_come_together_as_rounds_do() {
+        let rounds = [round(1000, 10_000), round(10, 900_000), round(1200, 9_000)];
+        let runs: Vec<Measurement> = rounds.iter().map(|r| Measurement::of(std::slice::from_ref(r))).collect();
+        let (one, other) = (Measurement::of(&rounds), Measurement::median_of(&runs));
+        assert_eq!((one.rate_per_s, one.rate_range, one.p50_us), (other.rate_per_s, other.rate_range, other.p50_us));
+        assert_eq!((other.rounds, other.lost), (3, 3));
+        assert_eq!(other.curve.len(), runs[1].curve.len());
     }
 
     #[test]

@@ -8,9 +8,13 @@
 //!   lab ── compare ── measure ── report           namespaces; rounds in turn; medians; tables, JSON, HTML
 //! ```
 
+pub mod compare;
 pub mod cpu;
 pub mod hist;
+pub mod lab;
 pub mod load;
 pub mod measure;
 pub mod net;
+pub mod raw;
+pub mod report;
 pub mod serve;

@@ -186,7 +186,7 @@ impl Peer {
         if self.last {
             return Ok(Next::Close);
         }
-        while event.readable || event.writable {
+        loop {
             // What can't be answered is not read: the peer's window closes.
             if !self.pending.is_empty() || (self.owed > 0 && self.role != Role::Source) {
                 return Ok(Next::Keep);
@@ -211,7 +211,6 @@ impl Peer {
                 return Ok(Next::Keep);
             }
         }
-        Ok(Next::Keep)
     }
 
     fn echo<N: Net>(&mut self, net: &mut N, handle: Handle, bytes: &[u8]) -> io::Result<()> {

@@ -186,14 +186,16 @@ impl<N: Net> Worker<'_, N> {
                 }
             }
         }
-        while event.readable {
+        if !event.readable {
+            return Ok(false);
+        }
+        loop {
             match self.net.read(handle, &mut self.buf)? {
-                None => break,
+                None => return Ok(false),
                 Some(0) if place.got == u64::from(self.job.load.reply) => return Ok(true),
                 Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(done) => place.got += done as u64,
             }
         }
-        Ok(false)
     }
 }

@@ -91,7 +91,8 @@ impl<N: Net> Worker<'_, N> {
         let load = self.job.load;
         let Some(c) = &mut self.connections[n] else { return Ok(()) };
         let payload = u64::from(load.size) + u64::from(load.reply);
-        while event.readable {
+        let mut more = event.readable;
+        while more {
             let Some(got) = self.net.read(c.handle, buf)? else { break };
             if got == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -112,9 +113,7 @@ impl<N: Net> Worker<'_, N> {
                 }
             }
             c.reply_left -= left;
-            if got < buf.len() && !event.ended {
-                break;
-            }
+            more = got == buf.len() || event.ended;
         }
         self.write(n)
     }

@@ -214,14 +214,14 @@ impl RunArgs {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub fn seconds(text: &str) -> Result<Duration, String> {
     match seconds_or_none(text)? {
         Duration::ZERO => Err("must be more than 0".into()),
         some => Ok(some),
     }
 }
 
-fn seconds_or_none(text: &str) -> Result<Duration, String> {
+pub fn seconds_or_none(text: &str) -> Result<Duration, String> {
     let number: f64 = text.trim_end_matches('s').parse().map_err(|_| "must be a number of seconds, as 5 or 0.5")?;
     if !(0.0..=86_400.0).contains(&number) {
         return Err("must be 0 to 86400 seconds".into());

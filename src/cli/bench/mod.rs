@@ -1,6 +1,8 @@
 //! `sidestep bench`: the command line of `sidestep::bench`.
 
+mod compare;
 mod load;
+mod raw;
 mod serve;
 mod show;
 
@@ -41,6 +43,12 @@ pub enum Bench {
     Udp(load::LoadArgs),
     /// Connections that do nothing: what they cost
     Idle(load::IdleArgs),
+    /// Frames over AF_XDP with no stack: what no stack can exceed here
+    Raw(raw::RawArgs),
+    /// All stacks side by side in network namespaces of its own; needs root
+    Compare(compare::CompareArgs),
+    /// Make a report of what `--json` printed
+    Report(compare::ReportArgs),
 }
 
 /// Whose sockets.
@@ -97,6 +105,9 @@ pub fn main(bench: &Bench) -> Result<ExitCode, Failure> {
         Bench::Crr(args) => load::crr(args),
         Bench::Udp(args) => load::udp(args),
         Bench::Idle(args) => load::idle(args),
+        Bench::Raw(args) => raw::main(args),
+        Bench::Compare(args) => compare::main(args),
+        Bench::Report(args) => compare::report(args),
     }
 }
 
@@ -167,4 +178,23 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
         })
         .context("start a thread for signals")?;
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn library_is_refused_with_the_reason() {
+        assert!(stack("library").unwrap_err().contains("not part of this build yet"));
+        assert_eq!(stack("sidestep"), Ok(Stack::Sidestep));
+    }
+
+    #[test]
+    fn a_server_may_have_a_port() {
+        assert_eq!(address("10.0.0.2").unwrap(), "10.0.0.2:7700".parse().unwrap());
+        assert_eq!(address("10.0.0.2:80").unwrap(), "10.0.0.2:80".parse().unwrap());
+        assert_eq!(address("fd00::2").unwrap(), "[fd00::2]:7700".parse().unwrap());
+        assert!(address("10.0.0.2:").is_err());
+    }
 }

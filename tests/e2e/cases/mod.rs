@@ -1,6 +1,7 @@
 //! The tests, by what they show. Each stands in a laboratory of its own: `a` with Sidestep's device `ss0`, `b` with the
 //! kernel's end `k0` of the same veth pair.
 
+mod bench;
 mod books;
 mod client;
 mod crash;
@@ -44,6 +45,7 @@ pub fn cases() -> Vec<Case> {
         books::CASES,
         hostile::CASES,
         points::CASES,
+        bench::CASES,
     ]
     .concat()
 }

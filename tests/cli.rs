@@ -110,3 +110,43 @@ fn help_has_examples() {
     }
     assert_eq!(sidestep(&["frobnicate"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_simulation_says_the_same_for_the_same_seed() {
+    let arguments = ["sim", &example("sim/lossy.toml"), "--duration", "0.3", "--json"];
+    let run = |seed: &str| {
+        let output = sidestep(&[&arguments[..], &["--seed", seed]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let first = run("5");
+    assert!(first.contains("\"trace_hash\"") && first.contains("\"damaged\": 0"), "{first}");
+    assert_eq!(first, run("5"));
+    assert_ne!(first, run("6"));
+}
+
+#[test]
+fn a_simulation_leaves_a_trace_captures_and_a_picture() {
+    let folder = Scratch::new("sim", "");
+    std::fs::remove_file(&folder.0).unwrap();
+    let picture = Scratch::new("sim.svg", "");
+    let lossy = example("sim/lossy.toml");
+    let output =
+        sidestep(&["sim", &lossy, "--duration", "0.2", "--trace", "--pcap", folder.path(), "--plot", picture.path()]);
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("client sent 10.0.0.1.") && said.contains("goodput"), "{said}");
+    assert!(std::fs::read(folder.0.join("server.pcapng")).unwrap().starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]));
+    assert!(std::fs::read_to_string(&picture.0).unwrap().contains("round-trip time"));
+    std::fs::remove_dir_all(&folder.0).unwrap();
+}
+
+#[test]
+fn a_wrong_scenario_is_wrong_use() {
+    let file = Scratch::new("wrong-sim.toml", "[[host]]\nname = \"a\"\ncuont = 3\n");
+    let (code, said) = refused(&["sim", file.path()]);
+    assert_eq!(code, 2);
+    assert!(said.contains(":3:1: host.cuont") && said.contains("count"), "{said}");
+    assert_eq!(refused(&["sim", "/nonexistent.toml"]).0, 2);
+    assert_eq!(refused(&["sim", &example("sim/lossy.toml"), "--duration", "0"]).0, 2);
+}

@@ -69,7 +69,8 @@ Examples:
                                                       every frame as a line, and in pcapng files
   sidestep sim config/sim/bars.toml                   a matrix of scenarios beside the CUBIC/Reno law
 
-Exit code 1: a stream was not what had been sent, or a file could not be written.";
+Exit code 1: a stream was not what had been sent, a goodput is below the bar that the scenario sets, or a file could
+not be written.";
 
 /// A network stack in user space: unmodified programs over AF_XDP, beside the kernel
 #[derive(Debug, Parser)]

@@ -68,6 +68,10 @@ pub fn main(args: &SimArgs) -> Result<ExitCode, Failure> {
         eprintln!("sidestep: a stream was damaged: what arrived was not what had been sent");
         return Ok(ExitCode::from(FAILED));
     }
+    if !reports.iter().all(Report::reaches_bars) {
+        eprintln!("sidestep: a goodput is below the bar that the scenario sets");
+        return Ok(ExitCode::from(FAILED));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -159,9 +163,18 @@ impl Progress {
     }
 
     fn end(&self, report: &Report) {
-        if self.shows {
-            let seconds = (MonotonicClock.now().as_nanos() - self.started) as f64 / 1e9;
-            eprintln!("\r{:.1} s for {} simulated seconds, {} events\x1b[K", seconds, report.seconds, report.events);
-        }
+        let seconds = (MonotonicClock.now().as_nanos() - self.started) as f64 / 1e9;
+        let clear = if self.shows { "\r\x1b[K" } else { "" };
+        let memory = peak_memory().map_or_else(String::new, |mib| format!(", {mib} MiB of memory at most"));
+        let (simulated, events) = (report.seconds, report.events);
+        eprintln!("{clear}{simulated} simulated seconds took {seconds:.1} s, {events} events{memory}");
     }
+}
+
+/// The most memory that this process has had, in MiB. Shared memory that is mapped twice (engine and program are one
+/// process here) counts twice.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib / 1024)
 }

@@ -202,7 +202,7 @@ impl Node for Host {
         });
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    fn wake_at(&mut self) -> Option<Instant> {
         let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
         [self.engine.wake_at(), timer].into_iter().flatten().min()
     }

@@ -70,7 +70,7 @@ fn line(t: &TrafficReport) -> String {
     let path = t.path_mbit.filter(|p| p.is_finite() && is_bulk);
     let law = t.law_mbit.filter(|l| l.is_finite() && is_bulk);
     format!(
-        "{:<14} {:>10} {:>8} {:>8} {:>9} {:>9} {:>10} {:>8}",
+        "{:<14} {:>10} {:>8} {:>8} {:>9} {:>9} {:>10} {:>8}{}",
         t.name,
         or_dash(is_bulk.then(|| format!("{:.1}", t.goodput_mbit))),
         or_dash(path.map(|p| format!("{:.1} %", t.goodput_mbit / p * 100.0))),
@@ -79,5 +79,6 @@ fn line(t: &TrafficReport) -> String {
         t.retransmitted_segments,
         or_dash(t.answering.or(t.connecting).map(|p| format!("{:.0} us", p.p99))),
         or_dash(t.fairness.map(|f| format!("{f:.4}"))),
+        if t.reaches_bar == Some(false) { "  BELOW" } else { "" },
     )
 }

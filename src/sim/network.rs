@@ -25,7 +25,7 @@ pub trait Node {
     /// Does all there is to do at this time.
     fn run(&mut self, now: Instant, out: &mut Outgoing);
     /// When [`Self::run`] is due although nothing arrives.
-    fn wake_at(&self) -> Option<Instant>;
+    fn wake_at(&mut self) -> Option<Instant>;
     /// For looking at the node after a run.
     fn as_any(&mut self) -> &mut dyn std::any::Any;
 }

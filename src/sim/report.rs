@@ -37,6 +37,8 @@ pub struct TrafficReport {
     pub law_mbit: Option<f64>,
     /// The most payload that the path carries, Mbit/s.
     pub path_mbit: Option<f64>,
+    /// Whether the goodput reaches the bar; None where the scenario sets none.
+    pub reaches_bar: Option<bool>,
     /// Sum over the hosts that the traffic comes from and goes to.
     pub retransmitted_segments: u64,
     pub connected: u64,
@@ -140,6 +142,12 @@ impl Report {
         self.traffic.iter().any(|t| t.damaged > 0)
     }
 
+    /// Whether every traffic reaches the bar that its scenario sets.
+    #[must_use]
+    pub fn reaches_bars(&self) -> bool {
+        self.traffic.iter().all(|t| t.reaches_bar != Some(false))
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
@@ -220,6 +228,9 @@ impl TrafficReport {
         }
         for (why, count) in &self.failures {
             let _ = writeln!(out, "  FAILED: {count} with {why}");
+        }
+        if self.reaches_bar == Some(false) {
+            let _ = writeln!(out, "  BELOW THE BAR");
         }
         if self.damaged > 0 {
             let _ = writeln!(out, "  DAMAGED: in {} places a stream was not what had been sent", self.damaged);

@@ -35,6 +35,8 @@ pub struct RunOptions {
 
 /// Flows of which numbers are taken for plots: more lines nobody can tell apart.
 const SERIES: usize = 8;
+/// What a flow must get of a path that loses nothing, slow start and all.
+const LOSSLESS_SHARE: f64 = 0.95;
 /// Events between two looks at the clock of whoever waits.
 const EVENTS_A_LOOK: u64 = 50_000;
 
@@ -221,10 +223,13 @@ impl<'s> Run<'s> {
         let shares: Vec<f64> = flows.iter().map(|f| f.goodput_mbit).collect();
         let path =
             matches!(spec.kind, Kind::Bulk { .. }).then(|| path_of(self.scenario, spec.from[0], spec.to[0])).flatten();
+        let goodput_mbit: f64 = shares.iter().sum();
+        let bar = path.filter(|_| spec.bar).map(|p| p.law() / 1e6 * if p.loss > 0.0 { 1.0 } else { LOSSLESS_SHARE });
         TrafficReport {
             name: spec.name.clone(),
             kind: spec.kind.word(),
-            goodput_mbit: shares.iter().sum(),
+            goodput_mbit,
+            reaches_bar: bar.map(|bar| goodput_mbit >= bar),
             fairness: fairness(&shares),
             law_mbit: path.map(|p| p.law() / 1e6),
             path_mbit: path.map(|p| p.payload_rate() / 1e6),

@@ -42,7 +42,7 @@ impl Node for Switch {
         }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    fn wake_at(&mut self) -> Option<Instant> {
         None
     }
 

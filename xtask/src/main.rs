@@ -31,6 +31,10 @@ cargo xtask test [--quick] [--filter NAME]
     Installs what is missing, builds, runs every test, and ends with a line that counts passed, failed and skipped.
       --quick        shorter versions of the long end-to-end tests
       --filter NAME  only tests whose name contains NAME (end-to-end tests are named e2e::GROUP::NAME)
+
+cargo xtask sim-bars [--seed N] [--duration SECONDS]
+    Builds, and runs the matrix of config/sim/bars.toml: the goodput of one simulated flow over paths of every length and
+    loss, beside the CUBIC/Reno law. Fails when a line is below it.
 ";
 
 fn main() -> ExitCode {
@@ -61,6 +65,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     match command {
         "demo" => demo::main(&mut Options::new(rest)),
         "test" => test::main(&mut Options::new(rest)),
+        "sim-bars" => sim_bars(&mut Options::new(rest)),
         // The end-to-end tests alone, without building: what `test` starts with more rights than it has itself.
         "e2e" => test::end_to_end(&mut Options::new(rest)),
         // A laboratory that waits to be interrupted: what the tests of cleaning up start.
@@ -74,6 +79,19 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         }
         other => bail!("no command `{other}`\n{HELP}"),
     }
+}
+
+/// The simulator's yardstick.
+fn sim_bars(options: &mut Options<'_>) -> Result<ExitCode> {
+    let mut arguments =
+        vec!["run", "--release", "--quiet", "--package", "sidestep", "--", "sim", "config/sim/bars.toml"];
+    let (seed, duration) = (options.value("--seed")?, options.value("--duration")?);
+    options.end()?;
+    for (name, value) in [("--seed", &seed), ("--duration", &duration)] {
+        arguments.extend(value.as_ref().map(|value| [name, value.as_str()]).into_iter().flatten());
+    }
+    let status = build::cargo(&arguments).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The options of a command, taken off one by one; what is left at the end is a mistake.

@@ -10,20 +10,16 @@ use sidestep_stack::{Instant, InterfaceAddress, Limits, NeighborMode, StaticNeig
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::links::{WAY_KEYS, back, way};
 use super::matrix::{Variant, fill, variants};
-use super::values::{QueueLength, probability, queue_length, rate, real, size, time};
+use super::traffic::{TRAFFIC_KEYS, traffic_kind};
+use super::values::{size, time};
 use super::{HostSpec, Kind, LinkSpec, Scenario, TrafficSpec};
 use crate::config::ConfigError;
 use crate::config::section::{Problem, Section, line_and_column};
 use crate::config::values::{choice, nearest, ports, prefix};
 use crate::local::{HostAddress, LocalConfig};
 use crate::sim::link::LinkConfig;
-use crate::sim::loss::Loss;
-use crate::sim::queue::{CodelConfig, QueueConfig};
-use crate::sim::traffic::bulk::BulkPlan;
-use crate::sim::traffic::connect::ConnectPlan;
-use crate::sim::traffic::incast::IncastPlan;
-use crate::sim::traffic::request::{self, RequestPlan};
 
 const SECTIONS: &[&str] = &["simulation", "matrix", "host", "switch", "link", "traffic"];
 const SIMULATION_KEYS: &[&str] = &["duration", "seed", "sample", "neighbors"];
@@ -60,53 +56,6 @@ const LINK_KEYS: &[&str] = &[
     "back",
     "change",
 ];
-/// What `back` and `change` may say.
-const WAY_KEYS: &[&str] = &[
-    "at",
-    "rate",
-    "overhead",
-    "delay",
-    "jitter",
-    "queue",
-    "ecn_from",
-    "codel",
-    "loss",
-    "reorder",
-    "reorder_by",
-    "duplicate",
-    "corrupt",
-    "mtu",
-    "down",
-    "back",
-];
-const BURST_KEYS: &[&str] = &["enter", "leave", "good", "bad"];
-const CODEL_KEYS: &[&str] = &["target", "interval", "ecn"];
-const TRAFFIC_KEYS: &[&str] = &[
-    "name",
-    "kind",
-    "from",
-    "to",
-    "port",
-    "backlog",
-    "start",
-    "stop",
-    "flows",
-    "bytes",
-    "on",
-    "off",
-    "connections",
-    "per_connection",
-    "request",
-    "response",
-    "think",
-    "rate",
-    "total",
-    "hold",
-    "pause",
-];
-
-/// A queue of one BDP is never shorter than this: on short paths a BDP is a few frames, and no switch has so few.
-const LEAST_BDP_FRAMES: u64 = 64;
 
 pub fn parse(text: &str, file: &str) -> Result<Vec<(Variant, Scenario)>, ConfigError> {
     let all = with_table(text, file, variants)?;
@@ -210,7 +159,7 @@ fn without_arp(scenario: &mut Scenario) {
     }
 }
 
-fn table<'i>(value: &Spanned<DeValue<'i>>, name: &str) -> Result<Spanned<DeTable<'i>>, Problem> {
+pub fn table<'i>(value: &Spanned<DeValue<'i>>, name: &str) -> Result<Spanned<DeTable<'i>>, Problem> {
     match value.get_ref() {
         DeValue::Table(t) => Ok(Spanned::new(value.span(), t.clone())),
         _ => Err((Some(value.span()), format!("{name}: must be a table"))),
@@ -412,8 +361,9 @@ impl Builder {
             }
         }
         let backlog = s.number("backlog", 1, 1 << 20)?.unwrap_or(4096) as u32;
+        let bar = s.text("bar", |t| choice(t, &[("law", true), ("none", false)]))?.unwrap_or(false);
         self.traffic_spans.push(t.span());
-        self.traffic.push(TrafficSpec { name, kind, from, to, port, backlog });
+        self.traffic.push(TrafficSpec { name, kind, from, to, port, backlog, bar });
         Ok(())
     }
 }
@@ -472,166 +422,4 @@ fn plus(address: IpAddr, n: u32) -> IpAddr {
         IpAddr::V4(a) => IpAddr::from(u32::from(a).wrapping_add(n).to_be_bytes()),
         IpAddr::V6(a) => IpAddr::from(u128::from(a).wrapping_add(n.into()).to_be_bytes()),
     }
-}
-
-/// The other direction: as `forth`, but for what stands here.
-fn back(value: &Spanned<DeValue<'_>>, forth: &LinkConfig) -> Result<LinkConfig, Problem> {
-    let t = table(value, "link.back")?;
-    way(&Section::new("link.back", &t, WAY_KEYS)?, forth)
-}
-
-/// One direction of a link: `base`, but for what the section says.
-fn way(s: &Section<'_, '_>, base: &LinkConfig) -> Result<LinkConfig, Problem> {
-    let mut way = base.clone();
-    if let Some(rate) = s.text("rate", rate)? {
-        way.rate = rate;
-    }
-    if let Some(bytes) = s.number("overhead", 0, 1000)? {
-        way.overhead = bytes as u32;
-    }
-    for (key, field) in [("delay", &mut way.delay), ("jitter", &mut way.jitter), ("reorder_by", &mut way.reorder_by)] {
-        if let Some(d) = s.text(key, time)? {
-            *field = d;
-        }
-    }
-    for (key, field) in
-        [("reorder", &mut way.reorder), ("duplicate", &mut way.duplicate), ("corrupt", &mut way.corrupt)]
-    {
-        if let Some(p) = s.any(key, probability)? {
-            *field = p;
-        }
-    }
-    if let Some(mtu) = s.number("mtu", 68, 9000)? {
-        way.mtu = Some(mtu as usize);
-    }
-    if let Some(down) = s.boolean("down")? {
-        way.down = down;
-    }
-    if let Some(v) = s.value("loss") {
-        way.loss = match v.get_ref() {
-            DeValue::Table(_) => burst(v)?,
-            other => Loss::Independent(probability(other).map_err(|e| {
-                s.wrong("loss", format!("{e}; or bursts: {{ enter = 0.001, leave = 0.2, bad = 0.5 }}"))
-            })?),
-        };
-    }
-    queue(s, &mut way)?;
-    Ok(way)
-}
-
-fn burst(value: &Spanned<DeValue<'_>>) -> Result<Loss, Problem> {
-    let t = table(value, "link.loss")?;
-    let s = Section::new("link.loss", &t, BURST_KEYS)?;
-    let need = |key| Ok(s.any(key, probability)?.ok_or_else(|| s.wrong(key, "is missing")))?;
-    let or = |key, default| Ok::<f64, Problem>(s.any(key, probability)?.unwrap_or(default));
-    Ok(Loss::Burst { enter: need("enter")?, leave: need("leave")?, good: or("good", 0.0)?, bad: or("bad", 1.0)? })
-}
-
-fn queue(s: &Section<'_, '_>, way: &mut LinkConfig) -> Result<(), Problem> {
-    if let Some(length) = s.any("queue", queue_length)? {
-        let q = QueueConfig { frames: usize::MAX, bytes: u64::MAX, ..way.queue };
-        way.queue = match length {
-            QueueLength::Frames(n) => QueueConfig { frames: n.max(1) as usize, ..q },
-            QueueLength::Bytes(n) => QueueConfig { bytes: n, ..q },
-            QueueLength::Bdp(share) => {
-                let rate = way.rate.ok_or_else(|| s.wrong("queue", "a BDP needs a rate"))?;
-                let bytes = rate as f64 / 8.0 * 2.0 * way.delay.as_secs_f64() * share;
-                QueueConfig { frames: ((bytes / 1514.0).ceil() as u64).max(LEAST_BDP_FRAMES) as usize, ..q }
-            }
-        };
-    }
-    if let Some(frames) = s.number("ecn_from", 0, 1 << 30)? {
-        way.queue.mark_from = Some(frames as usize);
-    }
-    match s.value("codel").map(Spanned::get_ref) {
-        None | Some(DeValue::Boolean(false)) => {}
-        Some(DeValue::Boolean(true)) => way.queue.codel = Some(CodelConfig::default()),
-        Some(DeValue::Table(_)) => {
-            let t = table(s.value("codel").expect("looked at above"), "link.codel")?;
-            let c = Section::new("link.codel", &t, CODEL_KEYS)?;
-            let d = CodelConfig::default();
-            let target = c.text("target", time)?.unwrap_or(d.target);
-            let interval = c.text("interval", time)?.unwrap_or(d.interval);
-            let ecn = c.boolean("ecn")?.unwrap_or(d.ecn);
-            if target.is_zero() || interval < target {
-                return Err(c.wrong("interval", "must not be less than target, and target not 0 (RFC 8289 4.4)"));
-            }
-            way.queue.codel = Some(CodelConfig { target, interval, ecn });
-        }
-        Some(_) => {
-            return Err(s.wrong("codel", "must be true, or a table as in { target = \"5ms\", interval = \"100ms\" }"));
-        }
-    }
-    Ok(())
-}
-
-fn traffic_kind(s: &Section<'_, '_>) -> Result<Kind, Problem> {
-    let words = ["bulk", "on-off", "request", "connect", "incast"].map(|w| (w, w));
-    let word = s.text("kind", |t| choice(t, &words))?;
-    let word = word.ok_or_else(|| s.wrong("kind", "is missing; one of bulk, on-off, request, connect, incast"))?;
-    let only: &[&str] = match word {
-        "bulk" => &["flows", "bytes"],
-        "on-off" => &["flows", "bytes", "on", "off"],
-        "request" => &["connections", "per_connection", "request", "response", "think"],
-        "connect" => &["rate", "total", "hold"],
-        _ => &["response", "pause"],
-    };
-    let common = &TRAFFIC_KEYS[..8];
-    for &key in TRAFFIC_KEYS {
-        if s.value(key).is_some() && !common.contains(&key) && !only.contains(&key) {
-            let what = format!("is no key of kind = \"{word}\"; those are: {}", only.join(", "));
-            return Err(s.wrong(key, what));
-        }
-    }
-    let start = s.text("start", time)?.unwrap_or_default();
-    let stop = s.text("stop", time)?;
-    if stop.is_some_and(|stop| stop <= start) {
-        return Err(s.wrong("stop", "must be later than start"));
-    }
-    let bytes = |key, least: u64, default| -> Result<u32, Problem> {
-        let n = s.any(key, size)?.unwrap_or(default);
-        let fits = (least..=u64::from(u32::MAX)).contains(&n);
-        if fits {
-            Ok(n as u32)
-        } else {
-            Err(s.wrong(key, format!("must be {least} bytes or more, and less than 4 GiB")))
-        }
-    };
-    let least = u64::from(request::HEADER);
-    Ok(match word {
-        "bulk" | "on-off" => {
-            let flows = s.number("flows", 1, 1 << 20)?.unwrap_or(1) as usize;
-            let on_off = if word == "on-off" {
-                let on = s.text("on", time)?.unwrap_or(Duration::from_secs(1));
-                Some((on, s.text("off", time)?.unwrap_or(Duration::from_secs(1))))
-            } else {
-                None
-            };
-            Kind::Bulk { flows, plan: BulkPlan { start, stop, bytes: s.any("bytes", size)?, on_off } }
-        }
-        "request" => Kind::Request(RequestPlan {
-            start,
-            stop,
-            connections: s.number("connections", 1, 1 << 20)?.unwrap_or(1) as usize,
-            per_connection: s.number("per_connection", 1, u64::MAX >> 1)?,
-            request: bytes("request", least, 64)?,
-            response: bytes("response", 1, 1024)?,
-            think: s.text("think", time)?.unwrap_or_default(),
-        }),
-        "connect" => Kind::Connect(ConnectPlan {
-            start,
-            stop,
-            rate: s.any("rate", |v| real(v, 0.001, 1e9))?.unwrap_or(1000.0),
-            total: s.number("total", 1, 1 << 40)?,
-            hold: s
-                .text("hold", |t| if t == "forever" { Ok(None) } else { time(t).map(Some) })?
-                .unwrap_or(Some(Duration::ZERO)),
-        }),
-        _ => Kind::Incast(IncastPlan {
-            start,
-            stop,
-            response: bytes("response", 1, 32 * 1024)?,
-            pause: s.text("pause", time)?.unwrap_or(Duration::from_millis(10)),
-        }),
-    })
 }

@@ -1,7 +1,9 @@
 //! What is simulated: hosts, switches, links, traffic. Read from TOML ([`parse`]), valid by construction.
 
 mod file;
+mod links;
 mod matrix;
+mod traffic;
 mod values;
 
 use std::path::Path;
@@ -62,6 +64,8 @@ pub struct TrafficSpec {
     pub to: Vec<usize>,
     pub port: u16,
     pub backlog: u32,
+    /// Goodput must reach the law's ([`super::law`]); where nothing is lost, 95 % of it.
+    pub bar: bool,
 }
 
 /// What the programs do.

@@ -116,3 +116,13 @@ fn mistakes_are_named_with_their_place_and_what_would_be_right() {
         }
     }
 }
+
+#[test]
+fn the_examples_are_right() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/sim");
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    assert!(files.len() >= 6, "{files:?}");
+    for file in files {
+        Scenario::from_file(&file).unwrap_or_else(|e| panic!("{e}"));
+    }
+}

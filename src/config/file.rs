@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sidestep_shm::Geometry;
 use sidestep_shm::split::GRANULE_BYTES;
-use sidestep_stack::{Congestion, InterfaceAddress, Route, StaticNeighbor};
+use sidestep_stack::{Congestion, Ecn, InterfaceAddress, Route, StaticNeighbor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -49,6 +49,10 @@ const PROGRAM_KEYS: &[&str] =
     &["sockets", "connections", "rx_buffer", "tx_buffer", "buffer_pool", "spin", "loopback", "kernel_destinations"];
 const TCP_KEYS: &[&str] = &[
     "congestion",
+    "ecn",
+    "pacing",
+    "slow_start_after_idle",
+    "tail_loss_probes",
     "min_rto",
     "max_rto",
     "delayed_ack",
@@ -342,13 +346,20 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
     Ok(Programs { sockets, connections, rx_buffer, tx_buffer, buffer_pool, spin, loopback, kernel_destinations })
 }
 
+/// As Linux's tcp_ecn: 0, 2 and 1.
+pub(super) const ECN_MODES: [(&str, Ecn); 3] = [("off", Ecn::Off), ("accept", Ecn::Accept), ("request", Ecn::Request)];
+
 /// The `[tcp]` section.
 pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
     let s = Section::new("tcp", table, TCP_KEYS)?;
     let mut tcp = Tcp::default();
     let t = &mut tcp.stack;
-    if let Some(c) = s.text("congestion", |t| choice(t, &[("cubic", Congestion::Cubic), ("reno", Congestion::Reno)]))? {
+    let controls = [Congestion::Cubic, Congestion::Reno, Congestion::Dctcp].map(|c| (c.name(), c));
+    if let Some(c) = s.text("congestion", |t| choice(t, &controls))? {
         t.congestion = c;
+    }
+    if let Some(mode) = s.text("ecn", |t| choice(t, &ECN_MODES))? {
+        t.ecn = mode;
     }
     for (key, field) in [
         ("min_rto", &mut t.min_rto),
@@ -373,9 +384,14 @@ pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
             *field = n as u8;
         }
     }
-    for (key, field) in
-        [("timestamps", &mut t.timestamps), ("window_scaling", &mut t.window_scaling), ("sack", &mut t.sack)]
-    {
+    for (key, field) in [
+        ("timestamps", &mut t.timestamps),
+        ("window_scaling", &mut t.window_scaling),
+        ("sack", &mut t.sack),
+        ("pacing", &mut t.pacing),
+        ("slow_start_after_idle", &mut t.slow_start_after_idle),
+        ("tail_loss_probes", &mut t.tail_loss_probes),
+    ] {
         if let Some(b) = s.boolean(key)? {
             *field = b;
         }

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use sidestep_stack::Congestion;
+use super::file::ECN_MODES;
 
 use super::{AttachMode, Backend, Config, Interface, Loopback, Poll, Sharing, ZeroCopy};
 
@@ -40,11 +40,10 @@ impl Config {
 
     fn tcp_section(&self, line: &mut dyn FnMut(&str, &dyn Display)) {
         let t = &self.tcp.stack;
-        let congestion = match t.congestion {
-            Congestion::Cubic => "cubic",
-            Congestion::Reno => "reno",
-        };
-        line("\n[tcp]\ncongestion", &quoted(congestion));
+        line("\n[tcp]\ncongestion", &quoted(t.congestion.name()));
+        let ecn = ECN_MODES.iter().find(|(_, mode)| *mode == t.ecn).map_or("off", |(name, _)| name);
+        line("ecn", &quoted(ecn));
+        line("pacing", &t.pacing);
         line("min_rto", &time(t.min_rto));
         line("max_rto", &time(t.max_rto));
         line("delayed_ack", &time(t.delayed_ack));
@@ -61,6 +60,8 @@ impl Config {
         line("sack", &t.sack);
         line("rmem", &list(t.rmem));
         line("wmem", &list(t.wmem));
+        line("slow_start_after_idle", &t.slow_start_after_idle);
+        line("tail_loss_probes", &t.tail_loss_probes);
         let limits = self.limits();
         line("half_open", &limits.half_open);
         line("time_wait_records", &limits.time_wait);

@@ -490,6 +490,7 @@ pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
             .checked_sub(1)
             .and_then(|n| MtuDiscovery::from_number(u8::try_from(n).ok()?))
             .unwrap_or_default(),
+        congestion: None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The types at the stack's border: what its driver hands in and gets back.
 
+use crate::congestion::CongestionControl;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
@@ -170,14 +172,87 @@ pub struct TcpConfig {
     /// Send buffers: least, initial and most, in bytes of payload (tcp_wmem). The most is larger than Linux's 4 MiB,
     /// which can't fill 1 Gbit/s at 80 ms.
     pub wmem: [u32; 3],
+    pub ecn: Ecn,
+    /// Spreads windows over round trips of a millisecond and more. Linux does where its queueing discipline is fq.
+    pub pacing: bool,
+    /// RFC 5681 4.1: a window that wasn't used shrinks (tcp_slow_start_after_idle).
+    pub slow_start_after_idle: bool,
+    /// RFC 8985 7 (tcp_early_retrans).
+    pub tail_loss_probes: bool,
 }
 
-/// Congestion control by name.
+/// Explicit congestion notification (RFC 3168), as Linux's tcp_ecn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ecn {
+    /// 0: never.
+    Off,
+    /// 2: where the peer asks for it.
+    Accept,
+    /// 1: asked for as well.
+    Request,
+}
+
+/// Congestion control of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
+    /// RFC 9438.
     Cubic,
+    /// RFC 5681.
     Reno,
+    /// RFC 8257, for networks of one owner whose switches mark early (ECN).
+    Dctcp,
+    /// One that the stack's user brings.
+    Custom(&'static Algorithm),
 }
+
+impl Congestion {
+    /// As TCP_CONGESTION names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cubic => "cubic",
+            Self::Reno => "reno",
+            Self::Dctcp => "dctcp",
+            Self::Custom(algorithm) => algorithm.name,
+        }
+    }
+
+    /// See [`Algorithm::wants_marks`].
+    #[must_use]
+    pub const fn wants_marks(self) -> bool {
+        match self {
+            Self::Cubic | Self::Reno => false,
+            Self::Dctcp => true,
+            Self::Custom(algorithm) => algorithm.wants_marks,
+        }
+    }
+
+    /// One of the stack's own by its name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Cubic, Self::Reno, Self::Dctcp].into_iter().find(|congestion| congestion.name() == name)
+    }
+}
+
+/// A congestion controller that isn't the stack's own: a `static` of this type, given as [`Congestion::Custom`].
+#[derive(Clone, Copy, Debug)]
+pub struct Algorithm {
+    /// At most 15 bytes, as TCP_CONGESTION takes no more; the same name means the same algorithm.
+    pub name: &'static str,
+    /// Makes one for a connection whose full segments have so many bytes. Called again when the peer's SYN says more.
+    pub new: fn(mss: u32) -> Box<dyn CongestionControl>,
+    /// It is told of ECN marks exactly ([`CongestionControl::on_delivery`]), as RFC 8257 needs it: connections ask for
+    /// ECN, and echo the peer's marks segment by segment.
+    pub wants_marks: bool,
+}
+
+impl PartialEq for Algorithm {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Algorithm {}
 
 impl Default for TcpConfig {
     fn default() -> Self {
@@ -199,6 +274,10 @@ impl Default for TcpConfig {
             congestion: Congestion::Cubic,
             rmem: [4096, 131_072, 32 << 20],
             wmem: [4096, 131_072, 32 << 20],
+            ecn: Ecn::Accept,
+            pacing: true,
+            slow_start_after_idle: true,
+            tail_loss_probes: true,
         }
     }
 }
@@ -270,6 +349,8 @@ pub struct TcpOptions {
     /// TCP_DEFER_ACCEPT of a listener in seconds: connections come to the owner with their first data.
     pub defer_accept: u8,
     pub mtu_discovery: MtuDiscovery,
+    /// TCP_CONGESTION. None: the configuration's, or what the connection has already.
+    pub congestion: Option<Congestion>,
 }
 
 /// IP_MTU_DISCOVER, with ip(7)'s numbers.

@@ -53,4 +53,5 @@ pub use api::*;
 pub use info::{CongestionState, TCP_INFO_BYTES, TcpInfo};
 pub use stack::{Stack, Unknown, Verdict};
 pub use stray::Stray;
+pub use tcp::congestion;
 pub use time::Instant;

@@ -5,17 +5,20 @@
 //! the stream right after it, the FIN after the last byte. The low 32 bits are the offset from the initial sequence
 //! number on the wire, because `ORIGIN` is a multiple of 2^32; it is not 0 so that there is room below for old segments.
 
+use super::acks::Reduction;
 use super::assembler::Assembler;
 use super::buffer;
 use super::buffer::ReceiveBuffer;
 use super::congestion::{self, CongestionControl};
+use super::ecn::EcnState;
 use super::flow::FlowKey;
-use super::recovery::Scoreboard;
+use super::rate::Usage;
+use super::recovery::{Phase, Scoreboard};
 use super::rtt::Rtt;
 use super::segment::{MIN_HEADER, TIMESTAMP_SPACE};
 use super::stats::Stats;
 use crate::wheel::TimerId;
-use crate::{Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapshot, TcpState, Token};
+use crate::{Congestion, Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapshot, TcpState, Token};
 use alloc::boxed::Box;
 use core::net::IpAddr;
 use core::time::Duration;
@@ -50,6 +53,8 @@ pub(super) struct Agreed {
     pub sack: bool,
     /// The peer's timestamp; None: no timestamps.
     pub timestamp: Option<u32>,
+    /// Explicit congestion notification (RFC 3168).
+    pub ecn: bool,
 }
 
 /// What a connection is made from.
@@ -133,10 +138,28 @@ pub(super) struct Connection {
     pub stalled_since: Instant,
     pub board: Scoreboard,
     pub congestion: Box<dyn CongestionControl>,
+    /// How the window goes down, while it does.
+    pub reduction: Reduction,
+    pub usage: Usage,
+    /// Nothing is sent before this: pacing.
+    pub pace_at: Instant,
     pub rtt: Rtt,
-    /// Timeouts in a row.
+    pub ecn: EcnState,
+    /// How often the timeout was doubled since the last sample (RFC 6298 5.5), and timeouts since the last progress.
     pub backoff: u8,
+    pub timeouts: u8,
+    /// When the first of these was.
+    pub timeout_at: Instant,
+    /// What the last reduction was for may turn out not to have happened.
+    pub may_restore: bool,
+    /// Such mistakes so far.
+    pub undone: u16,
     pub retransmits: u32,
+    /// Segments that D-SACKs have called needless.
+    pub needless: u32,
+    /// Segments delivered, and of these acknowledged with a mark.
+    pub delivered: u32,
+    pub delivered_marked: u32,
 
     // What the next segments are for.
     pub syn_due: bool,
@@ -203,6 +226,9 @@ impl Connection {
         let capacity = setup.stream.rx_capacity;
         let options = setup.options;
         let opening = buffer::opening(config, capacity, options, u32::from(announced_mss));
+        let algorithm = setup.options.congestion.unwrap_or(config.congestion);
+        let control = congestion::controller(algorithm, u32::from(mss));
+        let ecn = EcnState::opening(config.ecn, algorithm.wants_marks());
         Self {
             key: setup.key,
             hash: setup.hash,
@@ -245,10 +271,21 @@ impl Connection {
             last_send: now,
             stalled_since: now,
             board: Scoreboard::new(),
-            congestion: congestion::controller(config.congestion, u32::from(mss)),
+            congestion: control,
+            reduction: Reduction::default(),
+            usage: Usage::default(),
+            pace_at: Instant::ZERO,
             rtt: Rtt::new(),
+            ecn,
             backoff: 0,
+            timeouts: 0,
+            timeout_at: now,
+            may_restore: false,
+            undone: 0,
             retransmits: 0,
+            needless: 0,
+            delivered: 0,
+            delivered_marked: 0,
             syn_due: false,
             reset_due: false,
             ack_due: false,
@@ -324,7 +361,13 @@ impl Connection {
         }
         let mss = agreed.mss.unwrap_or_else(|| default_mss(self.key.local));
         self.mss = mss.min(self.announced_mss).max(MIN_MSS);
-        self.congestion = congestion::controller(config.congestion, self.full_segment());
+        self.congestion = congestion::controller(self.algorithm(config), self.full_segment());
+        self.ecn.on = agreed.ecn;
+    }
+
+    /// Which congestion control it has.
+    pub fn algorithm(&self, config: &TcpConfig) -> Congestion {
+        self.options.congestion.unwrap_or(config.congestion)
     }
 
     /// Position of a sequence number on the wire near `base`.
@@ -507,7 +550,19 @@ impl Connection {
             self.transmit_capacity = self.transmit_capacity.max(options.send_buffer);
             self.changed = true;
         }
-        self.options = options;
+        let before = self.algorithm(config);
+        let congestion = options.congestion.or(self.options.congestion);
+        self.options = TcpOptions { congestion, ..options };
+        let after = self.algorithm(config);
+        if after != before {
+            // It goes on with the window of the last.
+            let (window, threshold) = (self.congestion.window(), self.congestion.threshold());
+            self.congestion = congestion::controller(after, self.full_segment());
+            self.congestion.set(window, threshold);
+            self.ecn.exact = after.wants_marks();
+            self.may_restore = false;
+        }
+        self.pace_at = Instant::ZERO;
     }
 
     /// The send buffer should hold twice the congestion window, so that there is always something to send when an ACK
@@ -529,6 +584,11 @@ impl Connection {
             self.mss = mss;
             let full = self.full_segment();
             self.board.on_smaller_segments(full);
+            if self.board.has_lost() && self.board.phase() != Phase::Timeout {
+                // RFC 1191 6.5: to be sent again, but not because of congestion.
+                self.board.enter(Phase::Timeout, self.nxt);
+                self.board.end_undo();
+            }
         }
     }
 

@@ -14,6 +14,7 @@ impl Connection {
     pub fn info(&self, config: &TcpConfig, now: Instant) -> TcpInfo {
         let sent = self.nxt.min(self.tail).saturating_sub(FIRST);
         let (busy, window_limited, buffer_limited) = self.stats.times(now);
+        let counts = self.board.counts();
         let syn = u32::from(self.nxt > ORIGIN && self.una == ORIGIN);
         TcpInfo {
             timestamps: self.timestamps,
@@ -34,16 +35,29 @@ impl Connection {
             last_data_received: now.since(self.stats.last_data_in),
             last_ack_received: now.since(self.last_receive),
             congestion_state: match self.board.phase() {
+                Phase::Open if self.board.is_disordered() => CongestionState::Disorder,
                 Phase::Open => CongestionState::Open,
+                Phase::Reduction => CongestionState::Reduced,
                 Phase::Recovery => CongestionState::Recovery,
                 Phase::Timeout => CongestionState::Loss,
             },
-            cwnd: bytes(self.congestion.window()),
+            cwnd: bytes(self.allowance()),
             ssthresh: bytes(self.congestion.threshold()),
+            pacing_rate: Some(self.pacing_rate()).filter(|rate| *rate != u64::MAX).unwrap_or(0),
             max_pacing_rate: self.options.max_pacing_rate,
-            in_flight: bytes(self.board.len() as u64) + syn,
+            in_flight: counts.unacked + syn,
+            sacked: counts.sacked,
+            lost: counts.lost,
+            retransmitted: counts.retransmitted,
+            reordering: u32::from(self.board.reordering),
+            reordering_seen: u32::from(self.board.reordered),
+            delivered: self.delivered,
+            delivered_ce: self.delivered_marked,
+            dsack_duplicates: self.needless,
+            ecn: self.ecn.on,
+            ecn_seen: self.ecn.seen,
             bytes_in_flight: bytes(self.board.in_flight()),
-            timeouts: self.backoff,
+            timeouts: self.timeouts,
             probes: self.probes.max(self.keepalives),
             backoff: self.backoff,
             total_timeouts: self.stats.timeouts,

@@ -1,11 +1,10 @@
 //! What a segment does to its connection: RFC 9293 3.10.7, in its order.
 
 use super::Context;
-use super::congestion::Acked;
 use super::connection::{Agreed, Connection, FIRST, NEVER, ORIGIN};
+use super::ecn::{self, Reaction};
 use super::isn;
 use super::output::reply_reset;
-use super::recovery::Phase;
 use super::segment::{ACK, FIN, RST, SYN, Segment};
 use crate::{Error, Instant, TcpConfig, TcpState};
 use core::time::Duration;
@@ -55,8 +54,13 @@ impl Connection {
             scale: segment.scale,
             sack: segment.sack_permitted,
             timestamp: segment.timestamps.map(|t| t.value),
+            // Simultaneous open: the peer's SYN asks, and ours to come agrees.
+            ecn: !segment.has(ACK) && ecn::accepts(config.ecn, segment, self.ecn.exact),
         };
         self.agree(segment.seq, &agreed, config, cx.now);
+        if segment.has(ACK) {
+            self.ecn.on_syn_ack(segment);
+        }
         self.last_receive = cx.now;
         // The window of a SYN is not scaled.
         self.window_seq = ORIGIN;
@@ -71,7 +75,8 @@ impl Connection {
             return;
         }
         if self.backoff == 0 {
-            self.rtt.sample(cx.now.since(self.last_send));
+            let took = cx.now.since(self.last_send);
+            self.rtt.sample(cx.now, took, took);
         }
         self.una = ack;
         self.send_edge = ack + u64::from(segment.window);
@@ -173,6 +178,7 @@ impl Connection {
         self.keepalives = 0;
         self.probes = 0;
         self.on_ack(cx, config, segment, seq, ack, len);
+        self.on_finish_acked(cx, config);
         if !matches!(self.state, TcpState::Closed | TcpState::TimeWait)
             && (!segment.payload.is_empty() || segment.has(FIN))
         {
@@ -204,143 +210,6 @@ impl Connection {
         if self.state == TcpState::SynReceived {
             self.syn_due = true;
         }
-    }
-
-    fn on_ack(
-        &mut self,
-        cx: &mut Context<'_>,
-        config: &TcpConfig,
-        segment: &Segment<'_>,
-        seq: u64,
-        ack: u64,
-        len: u64,
-    ) {
-        let now = cx.now;
-        let full = self.full_segment();
-        let in_flight = self.board.in_flight();
-        let window_changed = self.update_window(segment, seq, ack);
-
-        let mut rtt = None;
-        let least = self.rtt.minimum().unwrap_or_default();
-        let mut came_twice = false;
-        if self.sack {
-            for (left, right) in segment.sack_blocks() {
-                let (left, right) = (self.send_position(*left), self.send_position(*right));
-                came_twice |= left < right && right <= ack;
-                // Reversed, beyond what was sent, or below: D-SACK (RFC 2883) or nonsense.
-                if left < right && self.una.max(ack) <= left && right <= self.nxt {
-                    rtt = self.board.on_sack(left, right, now, least).or(rtt);
-                }
-            }
-        }
-
-        if ack > self.una {
-            self.on_new_ack(segment, ack, in_flight, rtt, now);
-        } else {
-            if let Some(rtt) = rtt {
-                self.rtt.sample(rtt);
-            }
-            if !self.sack && ack == self.una && len == 0 && !window_changed {
-                self.board.on_duplicate(full);
-            }
-        }
-
-        self.expand_send_buffer(config);
-        self.on_tail_probe_acked(now, ack, in_flight, came_twice);
-        self.detect_losses(now, in_flight);
-        self.on_finish_acked(cx, config);
-    }
-
-    /// RFC 8985 7.4: a probe that filled a hole at the end hides that there was a loss. Only a D-SACK says that there
-    /// was none.
-    fn on_tail_probe_acked(&mut self, now: Instant, ack: u64, in_flight: u64, came_twice: bool) {
-        self.tail_probe_due &= !self.board.is_empty();
-        let Some((end, repetition)) = self.tail_probe else { return };
-        if came_twice || !repetition && ack >= end {
-            self.tail_probe = None;
-        } else if ack >= end {
-            self.tail_probe = None;
-            if self.board.phase() == Phase::Open {
-                self.congestion.on_loss(now, in_flight, self.full_segment());
-            }
-        }
-    }
-
-    /// Looks for losses, and what to do about them. `in_flight`: before what led here.
-    pub fn detect_losses(&mut self, now: Instant, in_flight: u64) {
-        let full = self.full_segment();
-        self.reorder_at = NEVER;
-        if self.sack {
-            // RFC 8985 6.2 step 4 begins with a quarter of the shortest round trip.
-            let reorder = self.rtt.minimum().map_or(Duration::from_millis(10), |min| min / 4);
-            self.reorder_at = self.board.detect(full, now, reorder).look_again.unwrap_or(NEVER);
-        }
-        if self.board.has_lost() && self.board.try_enter_recovery(self.nxt) {
-            self.tail_probe_due = false;
-            self.tail_probe = None;
-            self.congestion.on_loss(now, in_flight, full);
-        }
-    }
-
-    fn on_new_ack(
-        &mut self,
-        segment: &Segment<'_>,
-        ack: u64,
-        in_flight: u64,
-        sack_rtt: Option<Duration>,
-        now: Instant,
-    ) {
-        let full = self.full_segment();
-        let delivered = self.board.on_ack(ack, now, full, self.rtt.minimum().unwrap_or_default());
-        self.una = ack;
-        self.stalled_since = now;
-        self.stats.on_progress(now);
-        self.changed = true;
-        self.soft_error = None;
-        self.small_due = false;
-        // RFC 6298 5.3, and the back-off ends with proof that something arrives.
-        self.backoff = 0;
-        self.retransmit_at = NEVER;
-        match delivered.rtt.or(sack_rtt) {
-            Some(rtt) => self.rtt.sample(rtt),
-            None => {
-                // RFC 7323 4: timestamps measure what was retransmitted too, if only by the millisecond.
-                if let Some(timestamps) = segment.timestamps.filter(|t| self.timestamps && t.echo != 0) {
-                    let elapsed = isn::timestamp(now, self.timestamp_offset).wrapping_sub(timestamps.echo);
-                    if elapsed < 1 << 20 {
-                        self.rtt.sample(Duration::from_millis(u64::from(elapsed.max(1))));
-                    }
-                }
-            }
-        }
-        if self.board.phase() == Phase::Recovery && ack < self.nxt && !self.sack {
-            if !self.board.try_recover(ack) {
-                self.board.on_partial_ack();
-            }
-        } else {
-            self.board.try_recover(ack);
-        }
-        if self.board.phase() != Phase::Recovery {
-            let acked = Acked { now, bytes: delivered.bytes, rtt: self.rtt.smoothed(), in_flight, mss: full };
-            self.congestion.on_ack(&acked);
-        }
-    }
-
-    /// RFC 9293 3.10.7.4, fifth: SND.WND, SND.WL1, SND.WL2. True if the edge or the size has changed.
-    fn update_window(&mut self, segment: &Segment<'_>, seq: u64, ack: u64) -> bool {
-        if seq < self.window_seq || seq == self.window_seq && ack < self.window_ack || ack < self.una {
-            return false;
-        }
-        let window = u64::from(segment.window) << self.send_scale;
-        let changed = self.send_edge != ack + window;
-        self.send_edge = ack + window;
-        self.window_seq = seq;
-        self.window_ack = ack;
-        self.max_window = self.max_window.max(window);
-        if window > 0 {
-            self.probe_due = false;
-        }
-        changed
     }
 
     fn on_finish_acked(&mut self, cx: &mut Context<'_>, config: &TcpConfig) {
@@ -400,6 +269,9 @@ impl Connection {
             self.ack_due = true;
             return;
         }
+        if !segment.payload.is_empty() {
+            self.on_mark(cx, segment);
+        }
         if !data.is_empty() {
             self.note_payload(cx, segment, data.len());
             self.receive_mss = self.receive_mss.max(data.len().min(usize::from(self.announced_mss)) as u32);
@@ -438,6 +310,23 @@ impl Connection {
         let window = self.rx_edge.saturating_sub(self.rx_nxt);
         self.buffer.on_progress(self.rx_nxt, window, cx.now);
         self.buffer.on_payload(len, self.unread(), u32::from(self.announced_mss));
+    }
+
+    /// What the network and the peer say by ECN, of a segment with payload.
+    fn on_mark(&mut self, cx: &mut Context<'_>, segment: &Segment<'_>) {
+        match self.ecn.on_data(segment) {
+            Reaction::Nothing => {}
+            Reaction::Quick => self.quick_acks = self.quick_acks.max(2),
+            Reaction::Now => self.ack_due = true,
+            Reaction::Flip => {
+                if self.rx_nxt > self.acked {
+                    // RFC 8257 3.2: what came before is acknowledged as what it was.
+                    self.reply_ack(cx);
+                }
+                self.ecn.echoes = !self.ecn.echoes;
+                self.ack_due = true;
+            }
+        }
     }
 
     /// Puts data into the ring. False when it had to be dropped.

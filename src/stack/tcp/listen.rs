@@ -3,12 +3,13 @@
 
 use super::buffer::{Opening, opening};
 use super::connection::{Agreed, Connection, own_mss};
+use super::ecn;
 use super::flow::{FlowKey, FlowRef};
 use super::output::{reply, reply_reset};
-use super::segment::{ACK, FIN, Header, RST, SYN, Segment, TIMESTAMP_SPACE};
+use super::segment::{ACK, ECE, FIN, Header, RST, SYN, Segment, TIMESTAMP_SPACE};
 use super::{Context, SegmentMeta, Tcp, Verdict, isn};
 use crate::wheel::TimerId;
-use crate::{Event, Instant, ListenAddress, SocketId, TcpConfig, TcpInfo, TcpOptions, TcpState, Token};
+use crate::{Ecn, Event, Instant, ListenAddress, SocketId, TcpConfig, TcpInfo, TcpOptions, TcpState, Token};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
@@ -18,8 +19,9 @@ const INITIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const COOKIE_PERIOD_BITS: u32 = 36;
 /// Segment sizes that a cookie can tell.
 const COOKIE_MSS: [u16; 8] = [88, 536, 1220, 1300, 1400, 1440, 1460, 8960];
-/// The low bits of our timestamp carry what else the SYN had: 4 bits of window shift (15: none) and 1 of SACK.
-const COOKIE_OPTION_BITS: u32 = 5;
+/// The low bits of our timestamp carry what else the SYN had: 4 bits of window shift (15: none), 1 of SACK and
+/// 1 of ECN.
+const COOKIE_OPTION_BITS: u32 = 6;
 const COOKIE_NO_SCALE: u32 = 15;
 
 /// A socket that listens.
@@ -84,6 +86,7 @@ pub(super) struct HalfOpen {
     scale: u8,
     sack: bool,
     timestamps: bool,
+    ecn: bool,
     timestamp_recent: u32,
     timestamp_offset: u32,
     pub listener: u32,
@@ -102,6 +105,7 @@ impl HalfOpen {
             scale: Some(self.scale).filter(|scale| u32::from(*scale) != COOKIE_NO_SCALE),
             sack: self.sack,
             timestamp: self.timestamps.then_some(self.timestamp_recent),
+            ecn: self.ecn,
         }
     }
 
@@ -128,7 +132,7 @@ impl HalfOpen {
             destination_port: self.key.remote_port,
             seq: self.iss,
             ack: self.irs.wrapping_add(1),
-            flags: SYN | ACK,
+            flags: if self.ecn { SYN | ACK | ECE } else { SYN | ACK },
             window: opening.window as u16,
             mss: Some(mss),
             scale: scaled.then_some(opening.scale),
@@ -165,6 +169,7 @@ impl Tcp {
     ) {
         let generation = self.listeners.generation(listener_index);
         let Some(listener) = self.listeners.get_mut(listener_index) else { return };
+        let exact = listener.options.congestion.unwrap_or(self.config.congestion).wants_marks();
         let mut half_open = HalfOpen {
             key,
             hash,
@@ -174,6 +179,7 @@ impl Tcp {
             scale: segment.scale.filter(|_| self.config.window_scaling).unwrap_or(COOKIE_NO_SCALE as u8),
             sack: segment.sack_permitted && self.config.sack,
             timestamps: segment.timestamps.is_some() && self.config.timestamps,
+            ecn: ecn::accepts(self.config.ecn, segment, exact),
             timestamp_recent: segment.timestamps.map_or(0, |t| t.value),
             timestamp_offset: self.secrets.timestamp_offset(&key),
             listener: listener_index,
@@ -291,6 +297,7 @@ impl Tcp {
             scale: COOKIE_NO_SCALE as u8,
             sack: false,
             timestamps: false,
+            ecn: false,
             timestamp_recent: 0,
             timestamp_offset: self.secrets.timestamp_offset(&key),
             listener,
@@ -308,7 +315,8 @@ impl Tcp {
             half_open.timestamps = true;
             half_open.timestamp_recent = timestamps.value;
             half_open.scale = (options & 15).min(COOKIE_NO_SCALE) as u8;
-            half_open.sack = options >> 4 == 1 && self.config.sack;
+            half_open.sack = options >> 4 & 1 == 1 && self.config.sack;
+            half_open.ecn = options >> 5 == 1 && self.config.ecn != Ecn::Off;
         }
         self.establish(cx, &half_open, None, segment);
         true
@@ -338,7 +346,8 @@ impl Tcp {
         };
         let mut connection = Connection::passive(&setup, &self.config, half_open.irs, &half_open.agreed(), cx.now);
         if half_open.retries == 0 {
-            connection.rtt.sample(cx.now.since(half_open.sent_at));
+            let took = cx.now.since(half_open.sent_at);
+            connection.rtt.sample(cx.now, took, took);
         }
         let listener = listener.token;
         if let Some(index) = index {
@@ -459,7 +468,7 @@ fn listener_ref(listeners: &super::slab::Slab<Listener>, index: u32) -> &Listene
 fn cookie_timestamp(now: u32, half_open: &HalfOpen) -> u32 {
     let mask = (1 << COOKIE_OPTION_BITS) - 1;
     let clock = now.wrapping_sub(half_open.timestamp_offset);
-    let options = u32::from(half_open.scale) & 15 | u32::from(half_open.sack) << 4;
+    let options = u32::from(half_open.scale) & 15 | u32::from(half_open.sack) << 4 | u32::from(half_open.ecn) << 5;
     // Never ahead of the clock: later timestamps must not look older.
     let mut value = clock & !mask | options;
     if value > clock {

@@ -14,16 +14,19 @@
 //! Whatever touches a connection ends in [`Tcp::settle`], which looks at what has become of it: an event for its owner,
 //! a place in the ready queue, its timer, its end.
 
+mod acks;
 mod assembler;
 mod buffer;
 pub mod congestion;
 mod connection;
+mod ecn;
 mod flow;
 mod info;
 mod input;
 mod isn;
 mod listen;
 mod output;
+mod rate;
 mod recovery;
 mod rtt;
 mod segment;
@@ -85,8 +88,7 @@ impl Context<'_> {
 pub(crate) struct SegmentMeta {
     pub source: IpAddr,
     pub destination: IpAddr,
-    /// DSCP and ECN bits. Without ECN (RFC 3168) negotiated, nothing depends on them.
-    #[allow(dead_code)]
+    /// DSCP and ECN bits.
     pub tos: u8,
     /// Nothing depends on it without a minimum TTL (RFC 5082).
     #[allow(dead_code)]
@@ -216,11 +218,12 @@ impl Tcp {
         segment: &[u8],
         answer_unknown: bool,
     ) -> Verdict {
-        let Some(segment) = Segment::parse(segment) else {
+        let Some(mut segment) = Segment::parse(segment) else {
             cx.counters.tcp_in += 1;
             cx.counters.drop_malformed += 1;
             return Verdict::Handled;
         };
+        segment.ecn = meta.tos & 3;
         let key = FlowKey {
             local: meta.destination,
             remote: meta.source,
@@ -499,7 +502,12 @@ impl Tcp {
             connection.event_queued = true;
             self.events.push_back(Pending::Changed(id));
         }
-        let deadline = connection.deadline(&self.config);
+        let mut deadline = connection.deadline(&self.config);
+        if plan.is_none()
+            && let Some(at) = connection.paced_until(now)
+        {
+            deadline = deadline.min(at);
+        }
         if deadline < connection.timer_at {
             if let Some(timer) = connection.timer.take() {
                 self.wheel.remove(timer);

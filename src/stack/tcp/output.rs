@@ -3,6 +3,7 @@
 
 use super::connection::{Connection, FIRST, NEVER, ORIGIN};
 use super::flow::FlowKey;
+use super::recovery::Phase;
 use super::segment::{ACK, FIN, Header, MAX_SACK, MIN_HEADER, PSH, RST, SYN, TIMESTAMP_SPACE};
 use super::{Context, Emitted, isn};
 use crate::outbox::Reply;
@@ -51,27 +52,40 @@ impl Connection {
     }
 
     fn plan_stream(&self, now: Instant) -> Option<Plan> {
-        let in_flight = self.board.in_flight();
-        let window = self.congestion.window();
         if self.tail_probe_due
             && let Some(probe) = self.plan_tail_probe(now)
         {
             return Some(probe);
         }
-        if let Some((index, sent)) = self.board.next_lost() {
-            let room = self.payload_room();
-            let len = if sent.len - u32::from(self.is_finish(sent.end())) <= room { sent.len } else { room };
-            if self.board.is_urgent() || in_flight == 0 || in_flight + u64::from(len) <= window {
-                return Some(Plan::Retransmit { index, seq: sent.seq, len });
-            }
-        }
-        if let Some(data) = self.plan_data(now, in_flight, window) {
+        if now >= self.pace_at
+            && let Some(data) = self.plan_within_window(now)
+        {
             return Some(data);
         }
         if self.probe_due {
             return Some(Plan::Probe);
         }
         self.ack_due.then_some(Plan::Ack)
+    }
+
+    /// What the congestion window allows: what is lost first, then new data.
+    fn plan_within_window(&self, now: Instant) -> Option<Plan> {
+        let in_flight = self.board.in_flight();
+        let window = self.allowance();
+        let Some((index, sent)) = self.board.next_lost() else { return self.plan_data(now, in_flight, window) };
+        if self.board.probes_with_new {
+            // RFC 5682 3.1 step 2.b. What was sent so waits for its answer.
+            if let Some(data) = self.plan_data(now, in_flight, window) {
+                return Some(data);
+            }
+            if self.nxt > self.board.recovery_point() {
+                return None;
+            }
+        }
+        let room = self.payload_room();
+        let len = if sent.len - u32::from(self.is_finish(sent.end())) <= room { sent.len } else { room };
+        let fits = in_flight == 0 || in_flight + u64::from(len) <= window;
+        fits.then_some(Plan::Retransmit { index, seq: sent.seq, len })
     }
 
     /// New data if there is any, else the last segment again (RFC 8985 7.3).
@@ -88,10 +102,6 @@ impl Connection {
         let unsent = self.tail.saturating_sub(self.nxt);
         let finish = self.finishing && self.nxt <= self.tail;
         if unsent == 0 && !finish {
-            return None;
-        }
-        // Lost segments go first; they are held back by the congestion window, and so is this.
-        if self.board.has_lost() {
             return None;
         }
         let room = self.send_edge.saturating_sub(self.nxt);
@@ -147,18 +157,23 @@ impl Connection {
             Plan::Retransmit { index, seq, len } => {
                 let fin = self.is_finish(seq + u64::from(len));
                 let (payload, sent) = self.build_data(cx, seq, len - u32::from(fin), fin, out)?;
-                self.board.retransmitted(index, payload + u32::from(sent.1), cx.now);
+                let len = payload + u32::from(sent.1);
+                self.board.retransmitted(index, len, cx.now, self.tail_probe_due);
                 self.retransmits = self.retransmits.saturating_add(1);
                 self.stats.bytes_retransmitted += u64::from(payload);
                 cx.counters.tcp_retransmits += 1;
+                self.board.probes_with_new = false;
+                if seq == self.una {
+                    // RFC 6298 5.1, as Linux: the timer is for the first segment, and that has just left.
+                    self.retransmit_at = NEVER;
+                }
                 self.note_tail_probe(true);
+                self.note_sent(cx.now, config, len);
                 Some(sent.0)
             }
             Plan::Data { len, fin } => {
                 if self.board.is_empty() {
-                    if cx.now.since(self.last_send) > self.timeout(config) {
-                        self.congestion.on_idle(self.full_segment());
-                    }
+                    self.restart_after_idle(cx.now, config);
                     self.stalled_since = cx.now;
                 }
                 let seq = self.nxt;
@@ -176,6 +191,8 @@ impl Connection {
                 self.last_send = cx.now;
                 self.changed |= self.options.notsent_lowat > 0;
                 self.note_tail_probe(false);
+                self.note_use(cx.now, config);
+                self.note_sent(cx.now, config, len);
                 Some(sent)
             }
         }
@@ -199,7 +216,8 @@ impl Connection {
 
     fn build_syn(&mut self, cx: &mut Context<'_>, config: &TcpConfig, out: &mut [u8]) -> Option<Emitted> {
         let answer = self.state == TcpState::SynReceived;
-        let mut header = self.header(if answer { SYN | ACK } else { SYN }, ORIGIN, cx.now, &[]);
+        let flags = if answer { SYN | ACK } else { SYN } | self.ecn.syn_flags(answer, self.nxt > ORIGIN);
+        let mut header = self.header(flags, ORIGIN, cx.now, &[]);
         header.mss = Some(self.announced_mss);
         // An answer offers what the peer's SYN had; then receive_scale tells nothing, a scale of 0 is one too.
         header.scale = (config.window_scaling && (!answer || self.send_scale > 0 || self.receive_scale > 0))
@@ -229,8 +247,10 @@ impl Connection {
     fn build_ack(&mut self, cx: &mut Context<'_>, seq: u64, out: &mut [u8]) -> Option<Emitted> {
         let mut sack = [(0, 0); MAX_SACK];
         let blocks = self.sack_blocks(&mut sack);
-        let header = self.header(ACK, seq, cx.now, &sack[..blocks]);
-        let sent = self.finish_segment(&header, cx, out, 0)?;
+        let (marks, tos) = self.ecn.mark(false);
+        let header = self.header(ACK | marks, seq, cx.now, &sack[..blocks]);
+        let mut sent = self.finish_segment(&header, cx, out, 0)?;
+        sent.tos |= tos;
         self.note_acked();
         Some(sent)
     }
@@ -266,7 +286,10 @@ impl Connection {
             return None;
         }
         let was_owed = self.ack_due || self.ack_at != NEVER;
-        let sent = self.finish_segment(&header, cx, out, len as usize)?;
+        let (marks, tos) = self.ecn.mark(len > 0 && seq == self.nxt);
+        header.flags |= marks;
+        let mut sent = self.finish_segment(&header, cx, out, len as usize)?;
+        sent.tos |= tos;
         if was_owed {
             // The program answers what it gets: its answers carry the ACKs (Linux calls it ping-pong mode).
             self.quick_acks = 0;
@@ -309,6 +332,14 @@ impl Connection {
         self.stats.data_segments_out = self.stats.data_segments_out.wrapping_add(u32::from(payload > 0));
         // The low two bits are ECN's.
         Some(Emitted { len, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
+    }
+
+    /// Data left, for the first time or again.
+    fn note_sent(&mut self, now: Instant, config: &TcpConfig, len: u32) {
+        if matches!(self.board.phase(), Phase::Reduction | Phase::Recovery) {
+            self.reduction.out += u64::from(len);
+        }
+        self.note_paced(now, len, config);
     }
 
     fn note_tail_probe(&mut self, repetition: bool) {

@@ -1,7 +1,8 @@
-//! What is in flight, what arrived and what was lost: the sender's memory of its segments and the rules of recovery.
+//! What is in flight, what arrived and what was lost: the sender's memory of its segments. What follows from it for the
+//! connection is in `acks`.
 //!
 //! A record for each segment sent and not yet acknowledged, oldest first and without gaps, with the time it left. That
-//! is all that SACK (RFC 6675), NewReno (RFC 6582) and time-based detection (RFC 8985) need.
+//! is all that SACK (RFC 2018), NewReno (RFC 6582) and time-based detection (RFC 8985) need.
 //!
 //! ```text
 //!   sent ──▶ in flight ──ACK──▶ gone
@@ -10,8 +11,19 @@
 //!              ▼  │
 //!             LOST
 //! ```
+//!
+//! **Cost.** The peer decides how often this is walked, so no walk may begin anew each time. Segments sent once lie in
+//! the order of their sending; the search for losses goes on where it stopped (`scan_from`). Those sent again stand in
+//! a queue of their own, in order too. What a SACK block said before is skipped. `lost_from` is always at the first lost
+//! segment.
+
+mod rack;
+mod undo;
+
+use undo::Undo;
 
 use crate::Instant;
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::time::Duration;
 
@@ -22,9 +34,8 @@ const LOST: u8 = 2;
 /// Sent more than once: its acknowledgment says nothing about the round-trip time (Karn).
 const RETRANSMITTED: u8 = 4;
 
-/// RFC 5681 3.2.
+/// RFC 5681 3.2, and DupThresh of RFC 8985 6.2.
 const DUPLICATES: u32 = 3;
-
 /// Records above which the memory of a quiet connection is given back.
 const KEEP_RECORDS: usize = 4;
 
@@ -42,34 +53,72 @@ impl Sent {
     pub fn end(&self) -> u64 {
         self.seq + u64::from(self.len)
     }
+
+    const fn is(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
 }
 
 /// What the sender is doing about losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
+    /// Marks made the window smaller (RFC 3168). Over when something sent after that is acknowledged.
+    Reduction,
     /// Found by acknowledgments; over when everything sent until then is acknowledged.
     Recovery,
     /// Found by the retransmission timer; likewise.
     Timeout,
 }
 
-/// What an acknowledgment delivered.
+/// What an acknowledgment shows to have arrived.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Delivered {
-    /// Bytes cumulatively acknowledged.
+pub(super) struct Arrived {
+    /// Bytes newly known to have arrived, acknowledged or SACKed, and how many segments.
     pub bytes: u64,
-    /// From the segment sent last among those sent once.
-    pub rtt: Option<Duration>,
+    pub segments: u32,
+    /// Of the cumulatively acknowledged segments that were sent once and not SACKed before: the oldest and the newest.
+    pub oldest_rtt: Option<Duration>,
+    pub newest_rtt: Option<Duration>,
+    /// Of what was newly SACKed.
+    pub sack_rtt: Option<Duration>,
+    /// Something was newly SACKed.
+    pub sacked: bool,
+    /// Something that was sent before this phase began, and once (RFC 5682).
+    pub original: bool,
+    /// Something that was sent more than once.
+    pub retransmission: bool,
 }
 
 /// What [`Scoreboard::detect`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Detected {
     /// Something is newly lost.
     pub found: bool,
+    /// A retransmission is among it.
+    pub again: bool,
     /// When something else will be, if nothing arrives.
     pub look_again: Option<Instant>,
+}
+
+/// How many segments are what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub unacked: u32,
+    pub sacked: u32,
+    pub lost: u32,
+    pub retransmitted: u32,
+}
+
+/// What only a connection with losses has.
+#[derive(Debug, Default)]
+struct Repair {
+    /// Segments that were sent more than once, in the order of their last sending: when, and any position of it.
+    /// Entries whose segment has arrived or is lost again are skipped.
+    resent: VecDeque<(Instant, u64)>,
+    /// The SACK blocks that came last.
+    blocks: [(u64, u64); 4],
+    undo: Undo,
 }
 
 #[derive(Debug)]
@@ -81,21 +130,35 @@ pub(super) struct Scoreboard {
     /// Without SACK: bytes that duplicate ACKs say have arrived.
     duplicated: u64,
     duplicates: u32,
+    sacked_segments: u32,
     phase: Phase,
     /// End of what was sent when the phase began.
     recovery_point: u64,
-    /// No record before this position is LOST.
+    /// The first LOST record, if there is one.
     lost_from: u64,
-    /// Every record before this position that was sent once is marked.
-    marked_below: u64,
+    /// Every record before this position that was sent once is SACKED or LOST.
+    scan_from: u64,
     /// In-flight records that were sent more than once.
-    retransmissions: usize,
-    /// The segment sent last among those that have arrived: when, its end, and how long it took there and back
+    retransmissions: u32,
+    /// The segment sent last among those that have arrived: when, its end, and how long the last to arrive took
     /// (RACK.xmit_ts, RACK.end_seq and RACK.rtt of RFC 8985).
     newest: (Instant, u64),
     newest_rtt: Duration,
-    /// The first retransmission of a recovery doesn't wait for the window (RFC 6675 5, step 4.3).
-    urgent: bool,
+    /// End of the highest segment that was SACKed (RACK.fack).
+    highest: u64,
+    /// What was sent when a D-SACK widened the reordering window last; 0: none (RACK.dsack_round).
+    dsack_round: u64,
+    /// How far apart segments have arrived out of order, in segments; and how often.
+    pub reordering: u16,
+    pub reordered: u16,
+    /// RACK.reo_wnd_mult and RACK.reo_wnd_persist.
+    steps: u8,
+    persist: u8,
+    /// F-RTO's second step: new data goes before retransmissions, to see whether the timeout was a mistake.
+    pub probes_with_new: bool,
+    /// F-RTO goes on.
+    pub doubts_timeout: bool,
+    repair: Option<Box<Repair>>,
 }
 
 impl Scoreboard {
@@ -106,14 +169,23 @@ impl Scoreboard {
             lost: 0,
             duplicated: 0,
             duplicates: 0,
+            sacked_segments: 0,
             phase: Phase::Open,
             recovery_point: 0,
             lost_from: 0,
-            marked_below: 0,
+            scan_from: 0,
             retransmissions: 0,
             newest: (Instant::ZERO, 0),
             newest_rtt: Duration::ZERO,
-            urgent: false,
+            highest: 0,
+            dsack_round: 0,
+            reordering: DUPLICATES as u16,
+            reordered: 0,
+            steps: 1,
+            persist: 0,
+            probes_with_new: false,
+            doubts_timeout: false,
+            repair: None,
         }
     }
 
@@ -121,12 +193,31 @@ impl Scoreboard {
         self.sent.is_empty()
     }
 
+    /// Segments that are not acknowledged.
+    pub fn len(&self) -> usize {
+        self.sent.len()
+    }
+
     pub const fn phase(&self) -> Phase {
         self.phase
     }
 
-    pub const fn is_urgent(&self) -> bool {
-        self.urgent
+    pub const fn recovery_point(&self) -> u64 {
+        self.recovery_point
+    }
+
+    /// Whether something is missing between what arrived, or may be.
+    pub const fn is_disordered(&self) -> bool {
+        self.sacked > 0 || self.lost > 0 || self.duplicates > 0
+    }
+
+    /// Whether there is something to retransmit.
+    pub const fn has_lost(&self) -> bool {
+        self.lost > 0
+    }
+
+    pub const fn has_retransmissions(&self) -> bool {
+        self.retransmissions > 0
     }
 
     /// Bytes that are in the network as far as we know ("pipe" of RFC 6675).
@@ -135,15 +226,28 @@ impl Scoreboard {
         (last.end() - first.seq).saturating_sub(self.sacked + self.lost + self.duplicated)
     }
 
+    pub fn counts(&self) -> Counts {
+        let count = |f: &dyn Fn(&Sent) -> bool| {
+            u32::try_from(self.sent.iter().filter(|sent| f(sent)).count()).unwrap_or(u32::MAX)
+        };
+        Counts {
+            unacked: u32::try_from(self.sent.len()).unwrap_or(u32::MAX),
+            sacked: self.sacked_segments + self.duplicates.min(count(&|sent| !sent.is(LOST))),
+            lost: count(&|sent| sent.is(LOST)),
+            retransmitted: self.retransmissions,
+        }
+    }
+
     /// Records a segment of new data.
     pub fn push(&mut self, seq: u64, len: u32, now: Instant) {
         self.sent.push_back(Sent { seq, sent_at: now, len, flags: 0 });
     }
 
     /// Takes a cumulative acknowledgment up to `ack`, which is beyond what was acknowledged before.
-    /// `least` is the shortest round trip ever seen.
-    pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32, least: Duration) -> Delivered {
-        let mut delivered = Delivered::default();
+    /// `least` is the shortest round trip of late.
+    pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32, least: Duration, arrived: &mut Arrived) {
+        let mut bytes = 0;
+        let mut out_of_order = None;
         while let Some(front) = self.sent.front_mut() {
             if front.seq >= ack {
                 break;
@@ -151,135 +255,116 @@ impl Scoreboard {
             if front.end() > ack {
                 let cut = ack - front.seq;
                 front.seq = ack;
-                front.len -= cut as u32;
-                delivered.bytes += cut;
+                #[allow(clippy::cast_possible_truncation, reason = "less than len")]
+                {
+                    front.len -= cut as u32;
+                }
+                bytes += cut;
                 match front.flags & (SACKED | LOST) {
                     SACKED => self.sacked -= cut,
-                    LOST => self.lost -= cut,
-                    _ => {}
+                    LOST => {
+                        self.lost -= cut;
+                        arrived.bytes += cut;
+                    }
+                    _ => arrived.bytes += cut,
                 }
                 break;
             }
             let front = *front;
             self.sent.pop_front();
-            delivered.bytes += u64::from(front.len);
+            bytes += u64::from(front.len);
             self.forget(&front);
-            if front.flags & SACKED == 0 {
-                self.note_arrival(&front, now, least, &mut delivered.rtt);
+            if front.is(SACKED) {
+                continue;
             }
+            arrived.bytes += u64::from(front.len);
+            arrived.segments += 1;
+            if front.is(RETRANSMITTED) {
+                arrived.retransmission = true;
+            } else {
+                let took = now.since(front.sent_at);
+                arrived.oldest_rtt.get_or_insert(took);
+                arrived.newest_rtt = Some(took);
+                arrived.original |= front.end() <= self.recovery_point;
+                if front.seq < self.highest {
+                    out_of_order.get_or_insert(front.seq);
+                }
+            }
+            self.note_arrival(&front, now, least);
         }
-        if self.phase == Phase::Open {
+        if let Some(seq) = out_of_order {
+            self.note_reordering(seq, self.highest, mss);
+        }
+        if self.phase == Phase::Open || self.phase == Phase::Reduction {
             self.duplicated = 0;
             self.duplicates = 0;
         } else {
             // RFC 6582 3.2 step 3: deflate by what was acknowledged, less the segment that will replace it.
-            self.duplicated = self.duplicated.saturating_sub(delivered.bytes.saturating_sub(u64::from(mss)));
+            self.duplicated = self.duplicated.saturating_sub(bytes.saturating_sub(u64::from(mss)));
         }
-        delivered
+        self.seek_lost();
     }
 
-    /// Ends recovery when `una` has passed its point. True if it ended now.
-    pub fn try_recover(&mut self, una: u64) -> bool {
-        if self.phase == Phase::Open || una < self.recovery_point {
-            return false;
-        }
-        self.phase = Phase::Open;
-        self.duplicated = 0;
-        self.duplicates = 0;
-        self.urgent = false;
-        true
-    }
-
-    /// Takes a SACK block, already checked to lie within what is outstanding. Returns a round-trip sample if it has one.
-    pub fn on_sack(&mut self, left: u64, right: u64, now: Instant, least: Duration) -> Option<Duration> {
-        let mut rtt = None;
-        let first = self.sent.partition_point(|sent| sent.seq < left);
-        for index in first..self.sent.len() {
-            let sent = self.sent[index];
-            // Parts of segments don't count: a peer that reports crumbs gets no work for it (CVE-2019-11477 and kin).
-            if sent.end() > right {
-                break;
-            }
-            if sent.flags & SACKED == 0 {
+    /// Takes SACK blocks, already checked to lie within what is outstanding.
+    pub fn on_sacks(&mut self, blocks: &[(u64, u64)], now: Instant, mss: u32, least: Duration, arrived: &mut Arrived) {
+        let before = self.repair.get_or_insert_default().blocks;
+        let highest = self.highest;
+        let mut lowest = u64::MAX;
+        for &(left, right) in blocks {
+            let mut index = self.sent.partition_point(|sent| sent.seq < left);
+            while let Some(sent) = self.sent.get(index).copied() {
+                // Parts of segments don't count: a peer that reports crumbs gets no work for it (CVE-2019-11477 and
+                // kin).
+                if sent.end() > right {
+                    break;
+                }
+                if sent.is(SACKED) {
+                    // Whatever the peer said before needs no second look.
+                    let known = before.iter().find(|block| block.0 <= sent.seq && sent.seq < block.1);
+                    let past = known.map_or(0, |block| self.sent.partition_point(|s| s.end() <= block.1.min(right)));
+                    index = past.max(index + 1);
+                    continue;
+                }
                 self.forget(&sent);
                 self.sent[index].flags = sent.flags & !LOST | SACKED;
                 self.sacked += u64::from(sent.len);
-                self.note_arrival(&sent, now, least, &mut rtt);
+                self.sacked_segments += 1;
+                arrived.bytes += u64::from(sent.len);
+                arrived.segments += 1;
+                arrived.sacked = true;
+                if sent.is(RETRANSMITTED) {
+                    arrived.retransmission = true;
+                } else {
+                    arrived.sack_rtt = Some(now.since(sent.sent_at));
+                    arrived.original |= sent.end() <= self.recovery_point;
+                    if sent.seq < highest {
+                        lowest = lowest.min(sent.seq);
+                    }
+                }
+                self.note_arrival(&sent, now, least);
+                self.highest = self.highest.max(sent.end());
+                index += 1;
             }
         }
-        rtt
+        if lowest < highest {
+            self.note_reordering(lowest, highest, mss);
+        }
+        if let Some(repair) = &mut self.repair {
+            repair.blocks = [(0, 0); 4];
+            for (place, block) in repair.blocks.iter_mut().zip(blocks) {
+                *place = *block;
+            }
+        }
+        self.seek_lost();
     }
 
     /// Without SACK: an ACK that acknowledged nothing new (RFC 5681 2). Only data in flight makes it count.
     pub fn on_duplicate(&mut self, mss: u32) {
-        if self.sent.is_empty() || self.phase == Phase::Timeout {
-            return;
-        }
+        let (Some(first), Some(last)) = (self.sent.front(), self.sent.back()) else { return };
         self.duplicates = self.duplicates.saturating_add(1);
         // RFC 5681 3.2 step 4 bounds nothing, but a peer can make up any number of duplicates.
-        let outstanding = self.sent.back().map_or(0, Sent::end) - self.sent[0].seq;
-        self.duplicated = (self.duplicated + u64::from(mss)).min(outstanding.saturating_sub(u64::from(mss)));
-        if self.duplicates == DUPLICATES && self.phase == Phase::Open {
-            self.mark_lost(0);
-        }
-    }
-
-    /// NewReno: an ACK inside recovery that doesn't end it says that the next segment is missing too (RFC 6582 3.2).
-    pub fn on_partial_ack(&mut self) {
-        if let Some(front) = self.sent.front()
-            && front.flags & (LOST | RETRANSMITTED) == 0
-        {
-            self.mark_lost(0);
-            self.urgent = true;
-        }
-    }
-
-    /// Marks what SACKs and the order of arrivals show to be lost. `reorder` is how much later a segment may arrive
-    /// than one sent after it.
-    pub fn detect(&mut self, mss: u32, now: Instant, reorder: Duration) -> Detected {
-        let mut detected = Detected { found: false, look_again: None };
-        if self.sacked == 0 && self.phase == Phase::Open {
-            return detected;
-        }
-        let (mut above, mut count) = (0, 0);
-        for index in (0..self.sent.len()).rev() {
-            let sent = self.sent[index];
-            if sent.seq < self.marked_below && self.retransmissions == 0 {
-                break;
-            }
-            if sent.flags & SACKED != 0 {
-                above += u64::from(sent.len);
-                count += 1;
-            }
-            if sent.flags & (SACKED | LOST) != 0 {
-                continue;
-            }
-            // RFC 6675 IsLost(): three segments, or more than two segments' bytes, arrived beyond it.
-            let passed = count >= DUPLICATES || above > u64::from(2 * mss);
-            if passed {
-                self.marked_below = self.marked_below.max(sent.end());
-            }
-            let mut lost = passed && sent.flags & RETRANSMITTED == 0;
-            // RFC 8985 6.2 step 5: something sent after it has arrived, and it had its time. The only rule for what was
-            // sent again already.
-            if !lost && (sent.sent_at, sent.end()) < self.newest {
-                let overdue = sent.sent_at + self.newest_rtt + reorder;
-                lost = now >= overdue;
-                if !lost {
-                    detected.look_again = Some(detected.look_again.map_or(overdue, |at: Instant| at.min(overdue)));
-                }
-            }
-            if lost {
-                self.mark_lost(index);
-                detected.found = true;
-            }
-        }
-        detected
-    }
-
-    /// Whether there is something to retransmit.
-    pub const fn has_lost(&self) -> bool {
-        self.lost > 0
+        let limit = (last.end() - first.seq).saturating_sub(u64::from(mss));
+        self.duplicated = (self.duplicated + u64::from(mss)).min(limit);
     }
 
     /// The first lost segment, and its index for [`Self::retransmitted`].
@@ -287,34 +372,33 @@ impl Scoreboard {
         if self.lost == 0 {
             return None;
         }
-        let from = self.sent.partition_point(|sent| sent.seq < self.lost_from);
-        (from..self.sent.len()).map(|index| (index, self.sent[index])).find(|(_, sent)| sent.flags & LOST != 0)
+        let index = self.sent.partition_point(|sent| sent.seq < self.lost_from);
+        self.sent.get(index).filter(|sent| sent.is(LOST)).map(|sent| (index, *sent))
     }
 
     /// The last segment, if it may be in flight: what a tail loss probe repeats.
     pub fn last_in_flight(&self) -> Option<(usize, Sent)> {
-        self.sent.back().filter(|sent| sent.flags & (SACKED | LOST) == 0).map(|sent| (self.sent.len() - 1, *sent))
+        self.sent.back().filter(|sent| !sent.is(SACKED | LOST)).map(|sent| (self.sent.len() - 1, *sent))
     }
 
-    /// Segments that are not acknowledged.
-    pub fn len(&self) -> usize {
-        self.sent.len()
+    /// Whether the oldest segment, or any that is under way, was sent more than once.
+    pub fn is_repairing(&self) -> bool {
+        self.retransmissions > 0 || self.sent.front().is_some_and(|front| front.is(RETRANSMITTED))
     }
 
-    /// The first `len` positions of the segment at `index` leave again.
-    pub fn retransmitted(&mut self, index: usize, len: u32, now: Instant) {
+    /// The first `len` positions of the segment at `index` leave again. `probe`: as a tail loss probe, which no undo
+    /// counts.
+    pub fn retransmitted(&mut self, index: usize, len: u32, now: Instant, probe: bool) {
         let Some(sent) = self.sent.get_mut(index) else { return };
         let whole = *sent;
         let len = len.min(whole.len);
         sent.len = len;
         sent.sent_at = now;
         sent.flags = whole.flags & !LOST | RETRANSMITTED;
-        if whole.flags & LOST != 0 {
+        if whole.is(LOST) {
             self.lost -= u64::from(len);
             self.retransmissions += 1;
-            self.urgent = false;
-            self.lost_from = whole.seq + u64::from(len);
-        } else if whole.flags & RETRANSMITTED == 0 {
+        } else if !whole.is(RETRANSMITTED) {
             self.retransmissions += 1;
         }
         if len < whole.len {
@@ -322,49 +406,76 @@ impl Scoreboard {
             let rest = Sent { seq: whole.seq + u64::from(len), len: whole.len - len, ..whole };
             self.sent.insert(index + 1, rest);
         }
-    }
-
-    /// Losses were found: enters recovery unless it is under way. True if it is new, and the window must shrink.
-    pub fn try_enter_recovery(&mut self, nxt: u64) -> bool {
-        if self.phase != Phase::Open {
-            return false;
+        let repair = self.repair.get_or_insert_default();
+        repair.resent.push_back((now, whole.seq));
+        if !probe {
+            repair.undo.unexplained = Some(repair.undo.unexplained.map_or(1, |count| count.saturating_add(1)));
+            repair.undo.first_at.get_or_insert(now);
         }
-        self.phase = Phase::Recovery;
-        self.recovery_point = nxt;
-        self.urgent = true;
-        true
+        self.seek_lost();
     }
 
-    /// The retransmission timer fired: everything that is not SACKED is lost (RFC 6675 5.1).
-    pub fn on_timeout(&mut self, nxt: u64) {
+    /// Begins a phase other than [`Phase::Open`].
+    pub fn enter(&mut self, phase: Phase, nxt: u64) {
+        self.phase = phase;
+        self.recovery_point = nxt;
+    }
+
+    /// Back to [`Phase::Open`].
+    pub fn open(&mut self) {
+        if self.phase == Phase::Recovery {
+            self.persist = self.persist.saturating_sub(1);
+            if self.persist == 0 {
+                self.steps = 1;
+            }
+        }
+        self.phase = Phase::Open;
+        self.probes_with_new = false;
+        self.doubts_timeout = false;
+        self.forget_duplicates();
+    }
+
+    pub const fn forget_duplicates(&mut self) {
+        self.duplicated = 0;
+        self.duplicates = 0;
+    }
+
+    /// The retransmission timer fired: everything is lost that isn't SACKED and that left so long ago that it would
+    /// have been acknowledged (RFC 6675 5.1, RFC 8985 6.3).
+    pub fn on_timeout(&mut self, nxt: u64, now: Instant) {
         // RFC 2018 8: a peer may take back what it SACKed. If it had not, it would have acknowledged the first.
-        let reneged = self.sent.front().is_some_and(|front| front.flags & SACKED != 0);
-        for sent in &mut self.sent {
+        let reneged = self.sent.front().is_some_and(|front| front.is(SACKED));
+        for (index, sent) in self.sent.iter_mut().enumerate() {
             if reneged {
                 sent.flags &= !SACKED;
             }
-            if sent.flags & SACKED == 0 {
+            if !sent.is(SACKED) && (index == 0 || now >= sent.sent_at + self.newest_rtt) {
                 sent.flags |= LOST;
             }
         }
         if reneged {
             self.sacked = 0;
+            self.sacked_segments = 0;
+            self.scan_from = 0;
+            if let Some(repair) = &mut self.repair {
+                repair.blocks = [(0, 0); 4];
+            }
         }
-        self.lost = self.sent.iter().filter(|s| s.flags & LOST != 0).map(|s| u64::from(s.len)).sum();
-        self.retransmissions = 0;
-        self.duplicated = 0;
-        self.duplicates = 0;
+        self.lost = self.sent.iter().filter(|s| s.is(LOST)).map(|s| u64::from(s.len)).sum();
+        let resent = self.sent.iter().filter(|s| s.is(RETRANSMITTED) && !s.is(SACKED | LOST)).count();
+        self.retransmissions = u32::try_from(resent).unwrap_or(u32::MAX);
+        self.forget_duplicates();
         self.lost_from = 0;
-        self.phase = Phase::Timeout;
-        self.recovery_point = nxt;
-        self.urgent = true;
+        self.enter(Phase::Timeout, nxt);
+        self.probes_with_new = false;
+        self.seek_lost();
     }
 
     /// Segments have become smaller: what doesn't fit any more was lost for that reason alone.
     pub fn on_smaller_segments(&mut self, mss: u32) {
         for index in 0..self.sent.len() {
             let sent = self.sent[index];
-            if sent.len > mss && sent.flags & (SACKED | LOST) == 0 {
+            if sent.len > mss && !sent.is(SACKED | LOST) {
                 self.mark_lost(index);
             }
         }
@@ -372,188 +483,51 @@ impl Scoreboard {
 
     /// Gives back the memory of a busier time.
     pub fn trim(&mut self) {
-        if self.sent.is_empty() && self.sent.capacity() > KEEP_RECORDS {
-            self.sent = VecDeque::new();
+        if self.sent.is_empty() {
+            if self.sent.capacity() > KEEP_RECORDS {
+                self.sent = VecDeque::new();
+            }
+            if self.phase == Phase::Open {
+                self.repair = None;
+            }
         }
     }
 
     fn mark_lost(&mut self, index: usize) {
         let sent = &mut self.sent[index];
-        if sent.flags & (SACKED | LOST) == 0 {
-            if sent.flags & RETRANSMITTED != 0 {
+        if !sent.is(SACKED | LOST) {
+            if sent.is(RETRANSMITTED) {
                 self.retransmissions = self.retransmissions.saturating_sub(1);
             }
             sent.flags |= LOST;
+            self.lost_from = if self.lost == 0 { sent.seq } else { self.lost_from.min(sent.seq) };
             self.lost += u64::from(sent.len);
-            self.lost_from = self.lost_from.min(sent.seq);
+        }
+    }
+
+    /// Moves `lost_from` on to the first LOST record.
+    fn seek_lost(&mut self) {
+        if self.lost == 0 {
+            return;
+        }
+        let from = self.sent.partition_point(|sent| sent.seq < self.lost_from);
+        if let Some(sent) = self.sent.range(from..).find(|sent| sent.is(LOST)) {
+            self.lost_from = sent.seq;
         }
     }
 
     /// Takes a record out of the sums of its marks.
     fn forget(&mut self, sent: &Sent) {
-        if sent.flags & SACKED != 0 {
+        if sent.is(SACKED) {
             self.sacked -= u64::from(sent.len);
-        } else if sent.flags & LOST != 0 {
+            self.sacked_segments -= 1;
+        } else if sent.is(LOST) {
             self.lost -= u64::from(sent.len);
-        } else if sent.flags & RETRANSMITTED != 0 {
+        } else if sent.is(RETRANSMITTED) {
             self.retransmissions = self.retransmissions.saturating_sub(1);
-        }
-    }
-
-    fn note_arrival(&mut self, sent: &Sent, now: Instant, least: Duration, rtt: &mut Option<Duration>) {
-        let took = now.since(sent.sent_at);
-        if sent.flags & RETRANSMITTED == 0 {
-            *rtt = Some(took);
-        } else if took < least {
-            // An earlier transmission arrived, not this one (RFC 8985 6.2 step 2).
-            return;
-        }
-        if (sent.sent_at, sent.end()) > self.newest {
-            self.newest = (sent.sent_at, sent.end());
-            self.newest_rtt = took;
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const MSS: u32 = 1000;
-    const LEAST: Duration = Duration::from_millis(10);
-
-    fn board(segments: u64) -> Scoreboard {
-        let mut board = Scoreboard::new();
-        for i in 0..segments {
-            board.push(i * 1000, MSS, Instant::from_millis(i));
-        }
-        board
-    }
-
-    fn at(millis: u64) -> Instant {
-        Instant::from_millis(millis)
-    }
-
-    fn lost(board: &Scoreboard) -> std::vec::Vec<u64> {
-        board.sent.iter().filter(|s| s.flags & LOST != 0).map(|s| s.seq / 1000).collect()
-    }
-
-    #[test]
-    fn three_segments_beyond_a_gap_mark_it() {
-        let mut board = board(10);
-        for (right, expect) in [(2, false), (3, false), (4, true)] {
-            board.on_sack(1000, right * 1000, at(20), LEAST);
-            assert_eq!(board.detect(MSS, at(20), Duration::from_secs(1)).found, expect);
-        }
-        assert_eq!(lost(&board), [0]);
-        assert!(board.try_enter_recovery(10_000) && board.is_urgent() && !board.try_enter_recovery(10_000));
-        assert_eq!(board.in_flight(), 6000);
-        let (index, first) = board.next_lost().unwrap();
-        assert_eq!((index, first.seq), (0, 0));
-        board.retransmitted(index, 1000, at(21));
-        assert_eq!((board.in_flight(), board.has_lost()), (7000, false));
-        let delivered = board.on_ack(4000, at(30), MSS, LEAST);
-        // Its segments were retransmitted or sampled when they were SACKed.
-        assert_eq!((delivered.bytes, delivered.rtt), (4000, None));
-        assert!(!board.try_recover(4000));
-        assert_eq!(board.on_ack(10_000, at(40), MSS, LEAST).rtt, Some(Duration::from_millis(31)));
-        assert!(board.try_recover(10_000));
-        assert!(board.is_empty() && board.in_flight() == 0);
-    }
-
-    #[test]
-    fn a_lost_retransmission_is_found_by_time() {
-        let mut board = board(10);
-        board.on_sack(1000, 5000, at(20), LEAST);
-        board.detect(MSS, at(20), Duration::from_millis(2));
-        board.try_enter_recovery(10_000);
-        board.retransmitted(0, 1000, at(21));
-        // Both leave in one moment: then the order is that of the numbers.
-        board.push(10_000, MSS, at(21));
-        board.on_sack(10_000, 11_000, at(41), LEAST);
-        let detected = board.detect(MSS, at(41), Duration::from_millis(2));
-        assert!(!lost(&board).contains(&0));
-        assert_eq!(detected.look_again, Some(at(43)));
-        assert!(board.detect(MSS, at(43), Duration::from_millis(2)).found);
-        assert!(lost(&board).contains(&0));
-    }
-
-    #[test]
-    fn an_arrival_that_is_too_early_is_of_an_earlier_transmission() {
-        let mut board = board(10);
-        board.on_timeout(10_000);
-        board.retransmitted(0, 1000, at(100));
-        board.on_ack(1000, at(101), MSS, LEAST);
-        assert_eq!(board.newest, (Instant::ZERO, 0));
-    }
-
-    #[test]
-    fn new_reno() {
-        let mut board = board(10);
-        board.on_duplicate(MSS);
-        board.on_duplicate(MSS);
-        assert_eq!((board.has_lost(), board.in_flight()), (false, 8000));
-        board.on_duplicate(MSS);
-        assert!(board.has_lost() && board.try_enter_recovery(10_000));
-        board.retransmitted(0, 1000, at(20));
-        for _ in 0..1000 {
-            board.on_duplicate(MSS);
-        }
-        assert!(board.in_flight() <= 10_000, "made-up duplicates don't wrap");
-        board.on_ack(3000, at(30), MSS, LEAST);
-        assert!(!board.try_recover(3000));
-        board.on_partial_ack();
-        assert_eq!(lost(&board), [3]);
-    }
-
-    #[test]
-    fn timeouts_take_back_what_was_reneged() {
-        let mut board = board(4);
-        board.on_sack(1000, 3000, at(9), LEAST);
-        board.on_timeout(4000);
-        assert_eq!(lost(&board), [0, 3]);
-        board.on_ack(1000, at(10), MSS, LEAST);
-        board.on_timeout(4000);
-        assert_eq!(lost(&board), [1, 2, 3]);
-    }
-
-    #[test]
-    fn smaller_segments_split() {
-        let mut board = board(2);
-        board.on_smaller_segments(600);
-        let (index, _) = board.next_lost().unwrap();
-        board.retransmitted(index, 600, at(3));
-        let (index, next) = board.next_lost().unwrap();
-        assert_eq!((index, next.seq, next.len), (1, 600, 400));
-    }
-
-    proptest! {
-        /// Whatever acknowledgments come, the sums match the records.
-        #[test]
-        fn sums_hold(steps in prop::collection::vec((0_u8..7, 0_u64..40, 0_u64..40), 1..80)) {
-            let mut board = board(20);
-            let (mut una, mut nxt) = (0, 20_000);
-            for (time, (what, a, b)) in steps.into_iter().enumerate() {
-                let now = at(100 + time as u64);
-                match what {
-                    0 => { board.push(nxt, MSS, now); nxt += 1000; }
-                    1 => { let ack = (una + a * 333).min(nxt); if ack > una { board.on_ack(ack, now, MSS, LEAST); una = ack; board.try_recover(una); } }
-                    2 => { let l = una + a * 250; let r = (l + b * 250).min(nxt); if l < r { board.on_sack(l, r, now, LEAST); } }
-                    3 => { if board.detect(MSS, now, Duration::from_millis(a)).found { board.try_enter_recovery(nxt); } }
-                    4 => { if let Some((index, sent)) = board.next_lost() { board.retransmitted(index, (b as u32 * 100 + 1).min(sent.len), now); } }
-                    5 if b > 20 => if let Some((index, sent)) = board.last_in_flight() { board.retransmitted(index, sent.len, now); }
-                    5 => board.on_duplicate(MSS),
-                    _ => if !board.is_empty() { board.on_timeout(nxt) },
-                }
-                let sum = |flag| board.sent.iter().filter(|s| s.flags & (SACKED | LOST) == flag).map(|s| u64::from(s.len)).sum::<u64>();
-                prop_assert_eq!(board.sacked, sum(SACKED));
-                prop_assert_eq!(board.lost, sum(LOST));
-                prop_assert!(board.next_lost().is_some() == (board.lost > 0));
-                prop_assert_eq!(board.in_flight(), sum(0).saturating_sub(board.duplicated));
-                let again = board.sent.iter().filter(|s| s.flags == RETRANSMITTED).count();
-                prop_assert_eq!(board.retransmissions, again);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,11 @@
 //! Round-trip time and retransmission timeout (RFC 6298), in nanoseconds.
 
+use crate::Instant;
 use core::time::Duration;
+
+/// The shortest round trip is that of the last five minutes (Linux's tcp_min_rtt_wlen), looked at in halves: paths
+/// change, and a time that is too short for the present one makes losses of what is only late.
+const MINIMUM_LIFETIME: Duration = Duration::from_secs(150);
 
 /// RFC 6298 2.1 without a sample yet.
 const INITIAL_RTO: u64 = 1_000_000_000;
@@ -10,18 +15,23 @@ const INITIAL_RTO: u64 = 1_000_000_000;
 pub(super) struct Rtt {
     smoothed: u64,
     variation: u64,
-    /// Smallest sample so far; `u64::MAX` before the first.
+    /// Smallest sample of this half and the last; `u64::MAX` before the first.
     minimum: u64,
+    /// Smallest sample since then.
+    recent: u64,
+    recent_since: Instant,
 }
 
 impl Rtt {
     pub const fn new() -> Self {
-        Self { smoothed: 0, variation: 0, minimum: u64::MAX }
+        Self { smoothed: 0, variation: 0, minimum: u64::MAX, recent: u64::MAX, recent_since: Instant::ZERO }
     }
 
-    /// Takes a sample of a segment that was sent once (Karn's rule is the caller's).
-    pub fn sample(&mut self, rtt: Duration) {
-        let rtt = nanos(rtt).max(1);
+    /// Takes a sample of a segment that was sent once (Karn's rule is the caller's). `shortest`: of the segments that
+    /// arrived with it, the one sent last; an ACK that was held back measures the path by it, and the timeout by the
+    /// other.
+    pub fn sample(&mut self, now: Instant, rtt: Duration, shortest: Duration) {
+        let (rtt, shortest) = (nanos(rtt).max(1), nanos(shortest).max(1));
         if self.minimum == u64::MAX {
             self.smoothed = rtt;
             self.variation = rtt / 2;
@@ -30,7 +40,13 @@ impl Rtt {
             self.variation = self.variation - self.variation / 4 + self.smoothed.abs_diff(rtt) / 4;
             self.smoothed = self.smoothed - self.smoothed / 8 + rtt / 8;
         }
-        self.minimum = self.minimum.min(rtt);
+        if now.since(self.recent_since) > MINIMUM_LIFETIME {
+            self.minimum = self.recent;
+            self.recent = u64::MAX;
+            self.recent_since = now;
+        }
+        self.recent = self.recent.min(shortest);
+        self.minimum = self.minimum.min(shortest);
     }
 
     pub const fn has_sample(&self) -> bool {
@@ -73,14 +89,32 @@ mod tests {
     const MIN: Duration = Duration::from_millis(200);
     const MAX: Duration = Duration::from_secs(120);
 
+    fn sample(rtt: &mut Rtt, seconds: u64, took: Duration) {
+        rtt.sample(Instant::from_millis(seconds * 1000), took, took);
+    }
+
+    #[test]
+    fn the_minimum_is_of_the_last_minutes() {
+        let mut rtt = Rtt::new();
+        sample(&mut rtt, 1000, Duration::from_millis(10));
+        for seconds in 1001..1100 {
+            sample(&mut rtt, seconds, Duration::from_millis(50));
+            assert_eq!(rtt.minimum(), Some(Duration::from_millis(10)));
+        }
+        for seconds in 1100..1500 {
+            sample(&mut rtt, seconds, Duration::from_millis(50));
+        }
+        assert_eq!(rtt.minimum(), Some(Duration::from_millis(50)));
+    }
+
     #[test]
     fn of_the_rfc() {
         let mut rtt = Rtt::new();
         assert_eq!(rtt.timeout(0, MIN, MAX), Duration::from_secs(1));
         assert_eq!(rtt.timeout(3, MIN, MAX), Duration::from_secs(8));
-        rtt.sample(Duration::from_millis(100));
+        sample(&mut rtt, 0, Duration::from_millis(100));
         assert_eq!(rtt.timeout(0, MIN, MAX), Duration::from_millis(300));
-        rtt.sample(Duration::from_millis(500));
+        sample(&mut rtt, 0, Duration::from_millis(500));
         // variation 50 - 12.5 + 100, smoothed 100 - 12.5 + 62.5
         assert_eq!(rtt.variation(), Duration::from_micros(137_500));
         assert_eq!(rtt.smoothed(), Duration::from_millis(150));
@@ -93,7 +127,7 @@ mod tests {
     fn microseconds_count() {
         let mut rtt = Rtt::new();
         for _ in 0..100 {
-            rtt.sample(Duration::from_micros(20));
+            sample(&mut rtt, 0, Duration::from_micros(20));
         }
         assert!(rtt.smoothed().abs_diff(Duration::from_micros(20)) < Duration::from_nanos(20));
         assert!(rtt.timeout(0, Duration::from_millis(1), MAX) < Duration::from_micros(1100));

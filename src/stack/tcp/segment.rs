@@ -8,6 +8,9 @@ pub(super) const SYN: u8 = 0x02;
 pub(super) const RST: u8 = 0x04;
 pub(super) const PSH: u8 = 0x08;
 pub(super) const ACK: u8 = 0x10;
+/// RFC 3168 6.1.
+pub(super) const ECE: u8 = 0x40;
+pub(super) const CWR: u8 = 0x80;
 
 /// Bytes of a TCP header without options, and with as many as fit.
 pub(super) const MIN_HEADER: usize = 20;
@@ -35,7 +38,7 @@ pub(super) struct Segment<'a> {
     pub destination_port: u16,
     pub seq: u32,
     pub ack: u32,
-    /// [`FIN`] to [`ACK`]; the urgent and ECN bits are dropped.
+    /// [`FIN`] to [`CWR`]; the urgent bit is dropped.
     pub flags: u8,
     pub window: u16,
     /// Only of a SYN, as are the next two. 0 counts as none.
@@ -46,6 +49,8 @@ pub(super) struct Segment<'a> {
     sack: [(u32, u32); MAX_SACK],
     sack_len: u8,
     pub payload: &'a [u8],
+    /// The ECN bits of the IP header; whoever parses fills them in.
+    pub ecn: u8,
 }
 
 impl<'a> Segment<'a> {
@@ -56,9 +61,15 @@ impl<'a> Segment<'a> {
             return None;
         }
         let mut flags = 0;
-        for (set, flag) in
-            [(packet.fin(), FIN), (packet.syn(), SYN), (packet.rst(), RST), (packet.psh(), PSH), (packet.ack(), ACK)]
-        {
+        for (set, flag) in [
+            (packet.fin(), FIN),
+            (packet.syn(), SYN),
+            (packet.rst(), RST),
+            (packet.psh(), PSH),
+            (packet.ack(), ACK),
+            (packet.ece(), ECE),
+            (packet.cwr(), CWR),
+        ] {
             if set {
                 flags |= flag;
             }
@@ -76,6 +87,7 @@ impl<'a> Segment<'a> {
             timestamps: None,
             sack: [(0, 0); MAX_SACK],
             sack_len: 0,
+            ecn: 0,
             payload: bytes.get(usize::from(packet.header_len())..)?,
         };
         segment.parse_options(bytes.get(MIN_HEADER..usize::from(packet.header_len()))?);
@@ -212,6 +224,8 @@ impl Header<'_> {
         packet.set_rst(self.flags & RST != 0);
         packet.set_psh(self.flags & PSH != 0);
         packet.set_ack(self.flags & ACK != 0);
+        packet.set_ece(self.flags & ECE != 0);
+        packet.set_cwr(self.flags & CWR != 0);
         #[allow(clippy::cast_possible_truncation)]
         packet.set_header_len(len as u8);
         packet.set_window_len(self.window);

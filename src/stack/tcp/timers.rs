@@ -9,8 +9,19 @@ use core::time::Duration;
 /// Timeouts in a row after which a connection without an owner is given up (tcp_orphan_retries).
 const ORPHAN_RETRIES: u8 = 8;
 
-/// Peers don't answer at once: interrupts, scheduling. Linux's least is two ticks of its clock.
-const MIN_TAIL_PROBE: Duration = Duration::from_millis(1);
+/// Peers don't answer at once: interrupts, scheduling. Linux allows for two ticks of its clock.
+const TAIL_PROBE_MARGIN: Duration = Duration::from_millis(1);
+
+/// How long so many retransmissions take of a connection with the shortest timeout. As Linux counts tcp_retries2: what a
+/// program sees doesn't depend on the round trip (RFC 9293 3.8.3, R2).
+fn patience(retries: u8, config: &TcpConfig) -> Duration {
+    let (mut total, mut timeout) = (config.min_rto, config.min_rto);
+    for _ in 0..retries {
+        timeout = timeout.saturating_mul(2).min(config.max_rto);
+        total = total.saturating_add(timeout);
+    }
+    total
+}
 
 impl Connection {
     /// The nearest deadline, [`NEVER`] without any.
@@ -76,16 +87,16 @@ impl Connection {
             && now >= self.stalled_since + limit
         {
             // RFC 5482.
-            self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
+            self.give_up();
             return;
         }
         if now >= self.reorder_at {
-            self.detect_losses(now, self.board.in_flight());
+            self.on_reordering_timeout(now);
         }
         if now >= self.tail_probe_at(config) {
+            // Where both are due the probe goes first; the other timer starts anew when it has left.
             self.tail_probe_due = true;
-        }
-        if now >= self.retransmit_at {
+        } else if now >= self.retransmit_at {
             self.on_retransmission_timeout(now, config);
         }
         if self.state != TcpState::Closed && self.options.keep_alive && now >= self.keepalive_at(config) {
@@ -108,13 +119,17 @@ impl Connection {
             _ if self.orphan => ORPHAN_RETRIES.min(config.data_retries),
             _ => config.data_retries,
         };
-        // A window may stay shut for ever (RFC 9293 3.8.6.1) as long as someone says so, but not for nobody's sake.
-        let tries = if self.persisting && !self.orphan { self.probes } else { self.backoff };
-        if tries >= retries {
-            self.abort(Some(self.soft_error.unwrap_or(Error::TimedOut)));
+        let give_up = match self.state {
+            TcpState::SynSent | TcpState::SynReceived => self.backoff >= retries,
+            // A window may stay shut for ever (RFC 9293 3.8.6.1) as long as someone says so, but not for nobody's sake.
+            _ if self.persisting && !self.orphan => self.probes >= retries,
+            _ if self.persisting => self.backoff >= retries,
+            _ => self.timeouts > 0 && now.since(self.timeout_at) >= patience(retries, config),
+        };
+        if give_up {
+            self.give_up();
             return;
         }
-        let first = self.backoff == 0;
         // RFC 6298 5.5.
         self.backoff = self.backoff.saturating_add(1).min(64);
         self.retransmit_at = now + self.timeout(config);
@@ -130,39 +145,40 @@ impl Connection {
             }
             _ => {
                 self.stats.on_timeout(now);
-                let in_flight = self.board.in_flight();
-                self.congestion.on_timeout(now, in_flight, self.full_segment(), first);
-                self.board.on_timeout(self.nxt);
-                self.reorder_at = NEVER;
-                self.tail_probe_due = false;
-                self.tail_probe = None;
+                self.enter_timeout(now);
+                if self.timeouts == 0 {
+                    self.timeout_at = now;
+                }
+                self.timeouts = self.timeouts.saturating_add(1);
             }
         }
+    }
+
+    /// RFC 9293 3.10.8, USER TIMEOUT: the owner hears of it, the peer doesn't: it didn't answer.
+    fn give_up(&mut self) {
+        self.end(Some(self.soft_error.unwrap_or(Error::TimedOut)));
     }
 
     /// When a tail loss probe is due (RFC 8985 7.2): a loss that nothing follows shows itself by no acknowledgment, and
     /// two round trips are much sooner than the retransmission timer. [`NEVER`] when none may be sent.
     fn tail_probe_at(&self, config: &TcpConfig) -> Instant {
-        let allowed = self.sack
+        let allowed = config.tail_loss_probes
+            && self.sack
             && self.rtt.has_sample()
             && !self.board.is_empty()
             && !self.persisting
-            && self.board.phase() == Phase::Open
+            && matches!(self.board.phase(), Phase::Open | Phase::Reduction)
+            && !self.board.is_disordered()
             && self.tail_probe.is_none()
             && !self.tail_probe_due;
         if !allowed {
             return NEVER;
         }
-        let smoothed = self.rtt.smoothed();
-        let mut timeout = (2 * smoothed).max(smoothed + 4 * self.rtt.variation()).max(MIN_TAIL_PROBE);
-        if self.board.len() == 1 {
-            // The peer may hold back the ACK of a lone segment. Linux allows for 200 ms here; most peers take no more
-            // than we do, and for the others a probe too many costs one segment.
-            timeout += config.delayed_ack;
-        }
-        let at = self.last_send.max(self.stalled_since) + timeout;
-        // At the same time as the other timer it would be pointless.
-        if at < self.retransmit_at { at } else { NEVER }
+        // The peer may hold back the ACK of a lone segment (WCDelAckT; as Linux, the minimum of the timeout).
+        let margin = if self.board.len() == 1 { config.min_rto } else { TAIL_PROBE_MARGIN };
+        let at = self.last_send.max(self.stalled_since) + 2 * self.rtt.smoothed() + margin;
+        // Not later than the other timer, in whose place it is then.
+        at.min(self.retransmit_at)
     }
 
     fn keepalive_at(&self, config: &TcpConfig) -> Instant {

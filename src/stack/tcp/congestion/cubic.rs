@@ -1,7 +1,9 @@
 //! CUBIC, RFC 9438.
 
-use super::{Acked, CongestionControl, initial_window, is_window_limited, slow_start};
+use super::hystart::{HyStart, Step};
+use super::{Acked, Cause, Congested, CongestionControl, initial_window, slow_start};
 use crate::Instant;
+use alloc::boxed::Box;
 use core::time::Duration;
 
 /// RFC 9438 4.1: multiplicative decrease, and the scale of the cubic function in segments per second cubed.
@@ -9,11 +11,20 @@ const BETA: f64 = 0.7;
 const C: f64 = 0.4;
 
 /// Window growth as a cubic function of the time since the last loss.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Cubic {
     window: u64,
     threshold: u64,
-    /// Everything below in segments.
+    curve: Curve,
+    /// Of the first slow start (RFC 9406 4.2 advises against others).
+    hystart: HyStart,
+    /// All of this before the last reduction, in case that it was a mistake.
+    before: Option<Box<(u64, u64, Curve)>>,
+}
+
+/// Where the window is on its curve; sizes in segments.
+#[derive(Clone, Copy, Debug)]
+struct Curve {
     /// Window before the last reduction, where the plateau of the curve is.
     w_max: f64,
     /// What Reno would have now (4.3).
@@ -33,26 +44,24 @@ pub struct Cubic {
 impl Cubic {
     #[must_use]
     pub fn new(mss: u32) -> Self {
-        Self {
-            window: initial_window(mss),
-            threshold: u64::MAX,
-            w_max: 0.0,
-            w_est: 0.0,
-            k: 0.0,
-            epoch: None,
-            unused_since: None,
-            cwnd_prior: 0.0,
-            fraction: 0.0,
-        }
+        let curve =
+            Curve { w_max: 0.0, w_est: 0.0, k: 0.0, epoch: None, unused_since: None, cwnd_prior: 0.0, fraction: 0.0 };
+        Self { window: initial_window(mss), threshold: u64::MAX, curve, hystart: HyStart::new(), before: None }
     }
 
     fn reduce(&mut self, mss: u32) {
+        let before = (self.window, self.threshold, self.curve);
+        match &mut self.before {
+            Some(place) => **place = before,
+            None => self.before = Some(Box::new(before)),
+        }
         let mss = f64::from(mss);
         let window = segments(self.window, mss);
+        let curve = &mut self.curve;
         // 4.7 fast convergence: a flow that lost before it came back to its plateau leaves room for others.
-        self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
-        self.cwnd_prior = window;
-        self.epoch = None;
+        curve.w_max = if window < curve.w_max { window * (1.0 + BETA) / 2.0 } else { window };
+        curve.cwnd_prior = window;
+        curve.epoch = None;
         // 4.6 allows the window in place of what is in flight if, as here, it doesn't grow without being in use. One
         // loss in a pause of the program then doesn't cost everything that was learned (as Linux).
         self.threshold = bytes((window * BETA).max(2.0), mss);
@@ -60,16 +69,60 @@ impl Cubic {
 
     fn begin_epoch(&mut self, now: Instant, mss: f64) -> Instant {
         let window = segments(self.window, mss);
-        if self.w_max < window {
-            self.w_max = window;
-            self.k = 0.0;
+        let curve = &mut self.curve;
+        if curve.w_max < window {
+            curve.w_max = window;
+            curve.k = 0.0;
         } else {
-            self.k = cube_root((self.w_max - window) / C);
+            curve.k = cube_root((curve.w_max - window) / C);
         }
-        self.w_est = window;
-        self.fraction = 0.0;
-        self.epoch = Some(now);
+        curve.w_est = window;
+        curve.fraction = 0.0;
+        curve.epoch = Some(now);
         now
+    }
+
+    /// Slow start; returns what of the acknowledged bytes is left for congestion avoidance.
+    fn slow_start(&mut self, acked: &Acked) -> u64 {
+        let mut growth = acked.bytes;
+        if self.threshold == u64::MAX {
+            match self.hystart.on_ack(acked.sample, acked.una, acked.nxt) {
+                Step::Grow => {}
+                Step::Carefully => growth = HyStart::careful(acked.bytes),
+                Step::End => {
+                    self.threshold = self.window;
+                    return acked.bytes;
+                }
+            }
+        }
+        let rest;
+        (self.window, rest) = slow_start(self.window, self.threshold, growth);
+        rest
+    }
+
+    fn avoid_congestion(&mut self, acked: &Acked, acked_bytes: u64) {
+        let mss = f64::from(acked.mss);
+        let epoch = match self.curve.epoch {
+            Some(epoch) => epoch,
+            None => self.begin_epoch(acked.now, mss),
+        };
+        let (window, news) = (segments(self.window, mss), segments(acked_bytes, mss));
+        let elapsed = seconds(acked.now.since(epoch));
+        let Curve { k, w_max, cwnd_prior, .. } = self.curve;
+        let curve = |t: f64| C * cube(t - k) + w_max;
+        // 4.2: where the curve will be a round trip from now, at most half as much again.
+        let target = curve(elapsed + seconds(acked.rtt)).clamp(window, 1.5 * window);
+        // 4.3: never slower than Reno would be.
+        let alpha = if self.curve.w_est >= cwnd_prior { 1.0 } else { 3.0 * (1.0 - BETA) / (1.0 + BETA) };
+        self.curve.w_est += alpha * news / window;
+        let grown = if curve(elapsed) < self.curve.w_est {
+            self.curve.w_est.max(window)
+        } else {
+            window + (target - window) / window * news
+        };
+        let exact = grown * mss + self.curve.fraction;
+        self.window = bytes(exact, 1.0).max(self.window);
+        self.curve.fraction = (exact - segments(self.window, 1.0)).clamp(0.0, 1.0);
     }
 }
 
@@ -82,59 +135,48 @@ impl CongestionControl for Cubic {
         self.threshold
     }
 
+    fn set(&mut self, window: u64, threshold: u64) {
+        self.window = window;
+        self.threshold = threshold;
+        self.curve.epoch = None;
+    }
+
     fn on_ack(&mut self, acked: &Acked) {
-        if !is_window_limited(self.window, self.threshold, acked) {
-            self.unused_since.get_or_insert(acked.now);
+        if !acked.limited {
+            self.curve.unused_since.get_or_insert(acked.now);
             return;
         }
-        if let (Some(since), Some(epoch)) = (self.unused_since.take(), &mut self.epoch) {
+        if let (Some(since), Some(epoch)) = (self.curve.unused_since.take(), &mut self.curve.epoch) {
             // 5.8: the curve must not run on while the window isn't in use.
             *epoch = *epoch + acked.now.since(since);
         }
-        if self.window < self.threshold {
-            self.window = slow_start(self.window, self.threshold, acked);
-            return;
+        let rest = if self.window < self.threshold { self.slow_start(acked) } else { acked.bytes };
+        if self.window >= self.threshold && rest > 0 {
+            self.avoid_congestion(acked, rest);
         }
-        let mss = f64::from(acked.mss);
-        let epoch = match self.epoch {
-            Some(epoch) => epoch,
-            None => self.begin_epoch(acked.now, mss),
-        };
-        let window = segments(self.window, mss);
-        let elapsed = seconds(acked.now.since(epoch));
-        let curve = |t: f64| C * cube(t - self.k) + self.w_max;
-        // 4.2: where the curve will be a round trip from now, at most half as much again.
-        let target = curve(elapsed + seconds(acked.rtt)).clamp(window, 1.5 * window);
-        // 4.3: never slower than Reno would be.
-        let alpha = if self.w_est >= self.cwnd_prior { 1.0 } else { 3.0 * (1.0 - BETA) / (1.0 + BETA) };
-        self.w_est += alpha * segments(acked.bytes, mss) / window;
-        let grown = if curve(elapsed) < self.w_est {
-            self.w_est.max(window)
-        } else {
-            window + (target - window) / window * segments(acked.bytes, mss)
-        };
-        let exact = grown * mss + self.fraction;
-        self.window = bytes(exact, 1.0).max(self.window);
-        self.fraction = (exact - segments(self.window, 1.0)).clamp(0.0, 1.0);
     }
 
-    fn on_loss(&mut self, _now: Instant, _in_flight: u64, mss: u32) {
-        self.reduce(mss);
-        self.window = self.threshold;
-    }
-
-    fn on_timeout(&mut self, _now: Instant, _in_flight: u64, mss: u32, first: bool) {
-        // 4.8: as Reno, but with this beta.
-        if first {
-            self.reduce(mss);
+    fn on_congestion(&mut self, congested: &Congested) {
+        if congested.cause != (Cause::Timeout { reduce: false }) {
+            self.reduce(congested.mss);
         }
-        self.window = u64::from(mss);
-        self.epoch = None;
+        match congested.cause {
+            // 4.8: as Reno, but with this beta.
+            Cause::Timeout { .. } => {
+                self.window = congested.in_flight + u64::from(congested.mss);
+                self.curve.epoch = None;
+            }
+            Cause::Loss | Cause::Marks => self.window = self.threshold,
+        }
     }
 
-    fn on_idle(&mut self, mss: u32) {
-        self.window = self.window.min(initial_window(mss));
-        self.epoch = None;
+    /// 4.9.
+    fn undo(&mut self) {
+        if let Some((window, threshold, curve)) = self.before.as_deref() {
+            self.window = self.window.max(*window);
+            self.threshold = self.threshold.max(*threshold);
+            self.curve = *curve;
+        }
     }
 }
 
@@ -183,11 +225,16 @@ mod tests {
     }
 
     fn one_round_trip(cubic: &mut Cubic, now: Instant) {
-        let window = cubic.window();
-        for _ in 0..window / 1000 {
-            let in_flight = cubic.window();
-            cubic.on_ack(&Acked { now, bytes: 1000, rtt: Duration::from_millis(100), in_flight, mss: 1000 });
+        let rtt = Duration::from_millis(100);
+        for _ in 0..cubic.window() / 1000 {
+            let acked = Acked { now, bytes: 1000, rtt, sample: Some(rtt), una: 0, nxt: 0, limited: true, mss: 1000 };
+            cubic.on_ack(&acked);
         }
+    }
+
+    fn congest(cubic: &mut Cubic, now: Instant, cause: Cause) {
+        let outstanding = cubic.window();
+        cubic.on_congestion(&Congested { now, cause, outstanding, in_flight: 0, mss: 1000 });
     }
 
     #[test]
@@ -198,7 +245,7 @@ mod tests {
             one_round_trip(&mut cubic, now);
         }
         let before = cubic.window();
-        cubic.on_loss(now, before, 1000);
+        congest(&mut cubic, now, Cause::Loss);
         assert_eq!(cubic.window(), before * 7 / 10);
         // K = cbrt(W * 0.3 / 0.4) seconds.
         let k = (before as f64 / 1000.0 * 0.75).cbrt();
@@ -218,11 +265,45 @@ mod tests {
     fn losses_shrink_it_to_two_segments_at_least() {
         let mut cubic = Cubic::new(1000);
         for _ in 0..20 {
-            let window = cubic.window();
-            cubic.on_loss(Instant::ZERO, window, 1000);
+            congest(&mut cubic, Instant::ZERO, Cause::Loss);
         }
         assert_eq!(cubic.window(), 2000);
-        cubic.on_timeout(Instant::ZERO, 2000, 1000, true);
+        congest(&mut cubic, Instant::ZERO, Cause::Timeout { reduce: true });
         assert_eq!(cubic.window(), 1000);
+    }
+
+    #[test]
+    fn a_mistake_is_forgotten() {
+        let mut cubic = Cubic::new(1000);
+        for _ in 0..4 {
+            one_round_trip(&mut cubic, Instant::ZERO);
+        }
+        let before = (cubic.window(), cubic.threshold());
+        congest(&mut cubic, Instant::ZERO, Cause::Timeout { reduce: true });
+        congest(&mut cubic, Instant::ZERO, Cause::Timeout { reduce: false });
+        one_round_trip(&mut cubic, Instant::ZERO);
+        cubic.undo();
+        assert_eq!((cubic.window(), cubic.threshold()), before);
+    }
+
+    #[test]
+    fn slow_start_ends_when_the_round_trip_grows() {
+        let mut cubic = Cubic::new(1000);
+        let (mut una, mut nxt) = (0, 10_000);
+        let mut round = 0;
+        while cubic.threshold() == u64::MAX {
+            let rtt = Duration::from_millis(if round < 4 { 50 } else { 60 });
+            let end = nxt;
+            while una < end {
+                una += 1000;
+                nxt = una + cubic.window();
+                let now = Instant::ZERO;
+                cubic.on_ack(&Acked { now, bytes: 1000, rtt, sample: Some(rtt), una, nxt, limited: true, mss: 1000 });
+            }
+            round += 1;
+            assert!(round < 20);
+        }
+        // Doubled four times, then by a quarter in each of five rounds.
+        assert!((300_000..900_000).contains(&cubic.window()), "{} after {round}", cubic.window());
     }
 }

@@ -26,12 +26,12 @@ use core::time::Duration;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reduction {
     /// The window before.
-    prior: u64,
-    delivered: u64,
+    prior: u32,
+    delivered: u32,
     /// Sent since it began.
-    pub out: u64,
+    pub out: u32,
     /// What may be in flight now.
-    pub window: u64,
+    pub window: u32,
 }
 
 /// What one acknowledgment says, beside what arrived.
@@ -51,7 +51,7 @@ impl Connection {
     /// How much may be in flight.
     pub fn allowance(&self) -> u64 {
         match self.board.phase() {
-            Phase::Reduction | Phase::Recovery => self.reduction.window,
+            Phase::Reduction | Phase::Recovery => self.reduction.window.into(),
             Phase::Open | Phase::Timeout => self.congestion.window(),
         }
     }
@@ -114,7 +114,7 @@ impl Connection {
         }
         // The first retransmission goes out whatever is in flight.
         let full = u64::from(self.full_segment());
-        self.reduction.window = self.reduction.window.max(self.board.in_flight() + full);
+        self.reduction.window = self.reduction.window.max(narrow(self.board.in_flight() + full));
     }
 
     /// The retransmission timer fired.
@@ -354,7 +354,7 @@ impl Connection {
 
     /// Tells the congestion control, and begins a proportional reduction from what the window was.
     fn congest(&mut self, now: Instant, cause: Cause) {
-        let prior = self.allowance();
+        let prior = narrow(self.allowance());
         self.reduction = Reduction { prior, delivered: 0, out: 0, window: prior };
         let congested = Congested {
             now,
@@ -447,7 +447,6 @@ impl Connection {
         if core::mem::take(&mut self.may_restore) {
             self.congestion.undo();
             self.ecn.reduced = false;
-            self.undone = self.undone.saturating_add(1);
         }
         self.board.end_undo();
     }
@@ -483,24 +482,24 @@ impl Connection {
         if delivered == 0 {
             return;
         }
-        r.delivered += delivered;
+        r.delivered = r.delivered.saturating_add(narrow(delivered));
+        let (prior, so_far, out) = (u64::from(r.prior), u64::from(r.delivered), u64::from(r.out));
         let mut allowance = if in_flight > target {
             // In whole segments, rounded up: a part can't be sent.
-            let due = (u128::from(target) * u128::from(r.delivered)).div_ceil(u128::from(r.prior.max(1)));
-            let due = u64::try_from(due).unwrap_or(u64::MAX).div_ceil(full).saturating_mul(full);
-            due.saturating_sub(r.out)
+            let due = target.min(prior).saturating_mul(so_far).div_ceil(prior.max(1));
+            due.div_ceil(full).saturating_mul(full).saturating_sub(out)
         } else {
-            let mut allowance = r.delivered.saturating_sub(r.out).max(delivered);
+            let mut allowance = so_far.saturating_sub(out).max(delivered);
             if good {
                 allowance += full;
             }
             allowance.min(target - in_flight)
         };
-        if r.out == 0 {
+        if out == 0 {
             // The first retransmission goes out whatever is in flight.
             allowance = allowance.max(full);
         }
-        r.window = in_flight + allowance;
+        r.window = narrow(in_flight + allowance);
     }
 
     /// RFC 9293 3.10.7.4, fifth: SND.WND, SND.WL1, SND.WL2. True if the edge or the size has changed.
@@ -519,4 +518,9 @@ impl Connection {
         }
         changed
     }
+}
+
+/// Windows are less than 2^30 (RFC 7323 2.3).
+fn narrow(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -20,6 +20,7 @@ use super::stats::Stats;
 use crate::wheel::TimerId;
 use crate::{Congestion, Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapshot, TcpState, Token};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::net::IpAddr;
 use core::time::Duration;
 
@@ -63,7 +64,7 @@ pub(super) struct Setup<'a> {
     pub key: FlowKey,
     pub hash: u64,
     pub stream: Stream,
-    pub options: &'a TcpOptions,
+    pub options: &'a Arc<TcpOptions>,
     pub iss: u32,
     pub timestamp_offset: u32,
     pub mtu: usize,
@@ -76,7 +77,8 @@ pub(super) struct Connection {
     pub hash: u64,
     pub token: Token,
     pub state: TcpState,
-    pub options: TcpOptions,
+    /// Shared with other connections that have the same.
+    pub options: Arc<TcpOptions>,
     /// Why it broke; told to the owner once.
     pub error: Option<Error>,
     /// What ICMP said last: reported if the connection times out (RFC 5461).
@@ -148,12 +150,8 @@ pub(super) struct Connection {
     /// How often the timeout was doubled since the last sample (RFC 6298 5.5), and timeouts since the last progress.
     pub backoff: u8,
     pub timeouts: u8,
-    /// When the first of these was.
-    pub timeout_at: Instant,
     /// What the last reduction was for may turn out not to have happened.
     pub may_restore: bool,
-    /// Such mistakes so far.
-    pub undone: u16,
     pub retransmits: u32,
     /// Segments that D-SACKs have called needless.
     pub needless: u32,
@@ -234,7 +232,7 @@ impl Connection {
             hash: setup.hash,
             token: setup.stream.token,
             state,
-            options: *setup.options,
+            options: Arc::clone(setup.options),
             error: None,
             soft_error: None,
             queued: false,
@@ -279,9 +277,7 @@ impl Connection {
             ecn,
             backoff: 0,
             timeouts: 0,
-            timeout_at: now,
             may_restore: false,
-            undone: 0,
             retransmits: 0,
             needless: 0,
             delivered: 0,
@@ -536,7 +532,7 @@ impl Connection {
     }
 
     /// The owner has set options.
-    pub fn set_options(&mut self, options: TcpOptions, config: &TcpConfig, now: Instant) {
+    pub fn set_options(&mut self, options: Arc<TcpOptions>, config: &TcpConfig, now: Instant) {
         if options.keep_alive && !self.options.keep_alive {
             // The idle time counts from now on, not from a past that nobody watched.
             self.last_receive = now;
@@ -551,8 +547,7 @@ impl Connection {
             self.changed = true;
         }
         let before = self.algorithm(config);
-        let congestion = options.congestion.or(self.options.congestion);
-        self.options = TcpOptions { congestion, ..options };
+        self.options = options;
         let after = self.algorithm(config);
         if after != before {
             // It goes on with the window of the last.

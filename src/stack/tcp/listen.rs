@@ -10,6 +10,7 @@ use super::segment::{ACK, ECE, FIN, Header, RST, SYN, Segment, TIMESTAMP_SPACE};
 use super::{Context, SegmentMeta, Tcp, Verdict, isn};
 use crate::wheel::TimerId;
 use crate::{Ecn, Event, Instant, ListenAddress, SocketId, TcpConfig, TcpInfo, TcpOptions, TcpState, Token};
+use alloc::sync::Arc;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
@@ -31,7 +32,7 @@ pub(super) struct Listener {
     pub at: ListenAddress,
     pub backlog: u32,
     pub rx_capacity: u32,
-    pub options: TcpOptions,
+    pub options: Arc<TcpOptions>,
     pub reuse_port: bool,
     /// Half-open connections that are its own.
     pub half_open: u32,

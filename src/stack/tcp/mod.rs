@@ -41,9 +41,10 @@ mod verbs;
 use crate::outbox::Outbox;
 use crate::route::{LOOPBACK_MTU, Routes};
 use crate::wheel::Wheel;
-use crate::{Counters, Error, Event, Host, Instant, Limits, Rss, SocketId, TcpConfig, TcpState};
+use crate::{Counters, Error, Event, Host, Instant, Limits, Rss, SocketId, TcpConfig, TcpOptions, TcpState};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use connection::{Connection, NEVER};
 use core::net::{IpAddr, SocketAddr};
@@ -163,6 +164,8 @@ pub(crate) struct Tcp {
     cookies_sent_at: Option<Instant>,
     /// For answers to segments of no connection.
     replies: Bucket,
+    /// What sockets were last given: most have the same.
+    options: Arc<TcpOptions>,
     /// Connections ended and not counted yet.
     closed: u64,
 }
@@ -201,6 +204,7 @@ impl Tcp {
             events: VecDeque::new(),
             cookies_sent_at: None,
             replies: Bucket::new(limits.replies_per_second),
+            options: Arc::default(),
             closed: 0,
         }
     }

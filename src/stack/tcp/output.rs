@@ -337,7 +337,7 @@ impl Connection {
     /// Data left, for the first time or again.
     fn note_sent(&mut self, now: Instant, config: &TcpConfig, len: u32) {
         if matches!(self.board.phase(), Phase::Reduction | Phase::Recovery) {
-            self.reduction.out += u64::from(len);
+            self.reduction.out = self.reduction.out.saturating_add(len);
         }
         self.note_paced(now, len, config);
     }

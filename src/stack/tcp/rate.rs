@@ -21,26 +21,25 @@ const BURST_SEGMENTS_LIMITED: u64 = 2;
 pub(super) struct Usage {
     /// Where the round trip ends.
     end: u64,
-    /// Most bytes outstanding in it.
-    most: u64,
-    /// The window was the limit in it.
-    limited: bool,
     /// When the window was used up last, and the most that was outstanding since.
     full_at: Instant,
-    most_since: u64,
+    most_since: u32,
+    /// Most bytes outstanding in the round trip, and whether the window was the limit.
+    most: u32,
+    limited: bool,
 }
 
 impl Connection {
     /// Whether the window may grow: a slow start may double what was used.
     pub fn is_window_limited(&self) -> bool {
         let window = self.congestion.window();
-        if window < self.congestion.threshold() { window < 2 * self.usage.most } else { self.usage.limited }
+        if window < self.congestion.threshold() { window < 2 * u64::from(self.usage.most) } else { self.usage.limited }
     }
 
     /// New data has just been sent.
     pub fn note_use(&mut self, now: Instant, config: &TcpConfig) {
         let full = u64::from(self.full_segment());
-        let outstanding = self.nxt - self.una;
+        let outstanding = u32::try_from(self.nxt - self.una).unwrap_or(u32::MAX);
         let limited = self.board.in_flight() + full > self.allowance();
         let u = &mut self.usage;
         if self.una >= u.end || limited || !u.limited && outstanding > u.most {
@@ -64,7 +63,7 @@ impl Connection {
     fn shrink_unused(&mut self, now: Instant) {
         let full = self.full_segment();
         let (window, threshold) = (self.congestion.window(), self.congestion.threshold());
-        let used = self.usage.most_since.max(super::congestion::initial_window(full));
+        let used = u64::from(self.usage.most_since).max(super::congestion::initial_window(full));
         if self.board.phase() == super::recovery::Phase::Open && used < window {
             self.congestion.set(window.midpoint(used), threshold.max(window / 4 * 3));
         }

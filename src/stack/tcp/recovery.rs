@@ -118,7 +118,21 @@ struct Repair {
     resent: VecDeque<(Instant, u64)>,
     /// The SACK blocks that came last.
     blocks: [(u64, u64); 4],
+    places: Places,
     undo: Undo,
+}
+
+/// Positions that matter while something is missing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Places {
+    /// The first LOST record, if there is one.
+    lost_from: u64,
+    /// Every record before this position that was sent once is SACKED or LOST.
+    scan_from: u64,
+    /// End of the highest segment that was SACKed (RACK.fack).
+    highest: u64,
+    /// What was sent when a D-SACK widened the reordering window last; 0: none (RACK.dsack_round).
+    dsack_round: u64,
 }
 
 #[derive(Debug)]
@@ -134,20 +148,12 @@ pub(super) struct Scoreboard {
     phase: Phase,
     /// End of what was sent when the phase began.
     recovery_point: u64,
-    /// The first LOST record, if there is one.
-    lost_from: u64,
-    /// Every record before this position that was sent once is SACKED or LOST.
-    scan_from: u64,
     /// In-flight records that were sent more than once.
     retransmissions: u32,
     /// The segment sent last among those that have arrived: when, its end, and how long the last to arrive took
     /// (RACK.xmit_ts, RACK.end_seq and RACK.rtt of RFC 8985).
     newest: (Instant, u64),
-    newest_rtt: Duration,
-    /// End of the highest segment that was SACKed (RACK.fack).
-    highest: u64,
-    /// What was sent when a D-SACK widened the reordering window last; 0: none (RACK.dsack_round).
-    dsack_round: u64,
+    newest_nanos: u64,
     /// How far apart segments have arrived out of order, in segments; and how often.
     pub reordering: u16,
     pub reordered: u16,
@@ -172,13 +178,9 @@ impl Scoreboard {
             sacked_segments: 0,
             phase: Phase::Open,
             recovery_point: 0,
-            lost_from: 0,
-            scan_from: 0,
             retransmissions: 0,
             newest: (Instant::ZERO, 0),
-            newest_rtt: Duration::ZERO,
-            highest: 0,
-            dsack_round: 0,
+            newest_nanos: 0,
             reordering: DUPLICATES as u16,
             reordered: 0,
             steps: 1,
@@ -247,6 +249,7 @@ impl Scoreboard {
     /// `least` is the shortest round trip of late.
     pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32, least: Duration, arrived: &mut Arrived) {
         let mut bytes = 0;
+        let highest = self.places().highest;
         let mut out_of_order = None;
         while let Some(front) = self.sent.front_mut() {
             if front.seq >= ack {
@@ -286,14 +289,14 @@ impl Scoreboard {
                 arrived.oldest_rtt.get_or_insert(took);
                 arrived.newest_rtt = Some(took);
                 arrived.original |= front.end() <= self.recovery_point;
-                if front.seq < self.highest {
+                if front.seq < highest {
                     out_of_order.get_or_insert(front.seq);
                 }
             }
             self.note_arrival(&front, now, least);
         }
         if let Some(seq) = out_of_order {
-            self.note_reordering(seq, self.highest, mss);
+            self.note_reordering(seq, highest, mss);
         }
         if self.phase == Phase::Open || self.phase == Phase::Reduction {
             self.duplicated = 0;
@@ -307,9 +310,9 @@ impl Scoreboard {
 
     /// Takes SACK blocks, already checked to lie within what is outstanding.
     pub fn on_sacks(&mut self, blocks: &[(u64, u64)], now: Instant, mss: u32, least: Duration, arrived: &mut Arrived) {
-        let before = self.repair.get_or_insert_default().blocks;
-        let highest = self.highest;
-        let mut lowest = u64::MAX;
+        let before = self.repair().blocks;
+        let highest = self.places().highest;
+        let (mut lowest, mut top) = (u64::MAX, highest);
         for &(left, right) in blocks {
             let mut index = self.sent.partition_point(|sent| sent.seq < left);
             while let Some(sent) = self.sent.get(index).copied() {
@@ -342,18 +345,18 @@ impl Scoreboard {
                     }
                 }
                 self.note_arrival(&sent, now, least);
-                self.highest = self.highest.max(sent.end());
+                top = top.max(sent.end());
                 index += 1;
             }
         }
         if lowest < highest {
             self.note_reordering(lowest, highest, mss);
         }
-        if let Some(repair) = &mut self.repair {
-            repair.blocks = [(0, 0); 4];
-            for (place, block) in repair.blocks.iter_mut().zip(blocks) {
-                *place = *block;
-            }
+        let repair = self.repair();
+        repair.places.highest = top;
+        repair.blocks = [(0, 0); 4];
+        for (place, block) in repair.blocks.iter_mut().zip(blocks) {
+            *place = *block;
         }
         self.seek_lost();
     }
@@ -372,7 +375,8 @@ impl Scoreboard {
         if self.lost == 0 {
             return None;
         }
-        let index = self.sent.partition_point(|sent| sent.seq < self.lost_from);
+        let from = self.places().lost_from;
+        let index = self.sent.partition_point(|sent| sent.seq < from);
         self.sent.get(index).filter(|sent| sent.is(LOST)).map(|sent| (index, *sent))
     }
 
@@ -406,7 +410,7 @@ impl Scoreboard {
             let rest = Sent { seq: whole.seq + u64::from(len), len: whole.len - len, ..whole };
             self.sent.insert(index + 1, rest);
         }
-        let repair = self.repair.get_or_insert_default();
+        let repair = self.repair();
         repair.resent.push_back((now, whole.seq));
         if !probe {
             repair.undo.unexplained = Some(repair.undo.unexplained.map_or(1, |count| count.saturating_add(1)));
@@ -445,27 +449,26 @@ impl Scoreboard {
     pub fn on_timeout(&mut self, nxt: u64, now: Instant) {
         // RFC 2018 8: a peer may take back what it SACKed. If it had not, it would have acknowledged the first.
         let reneged = self.sent.front().is_some_and(|front| front.is(SACKED));
+        let patience = Duration::from_nanos(self.newest_nanos);
         for (index, sent) in self.sent.iter_mut().enumerate() {
             if reneged {
                 sent.flags &= !SACKED;
             }
-            if !sent.is(SACKED) && (index == 0 || now >= sent.sent_at + self.newest_rtt) {
+            if !sent.is(SACKED) && (index == 0 || now >= sent.sent_at + patience) {
                 sent.flags |= LOST;
             }
         }
         if reneged {
             self.sacked = 0;
             self.sacked_segments = 0;
-            self.scan_from = 0;
-            if let Some(repair) = &mut self.repair {
-                repair.blocks = [(0, 0); 4];
-            }
+            self.repair().places.scan_from = 0;
+            self.repair().blocks = [(0, 0); 4];
         }
         self.lost = self.sent.iter().filter(|s| s.is(LOST)).map(|s| u64::from(s.len)).sum();
         let resent = self.sent.iter().filter(|s| s.is(RETRANSMITTED) && !s.is(SACKED | LOST)).count();
         self.retransmissions = u32::try_from(resent).unwrap_or(u32::MAX);
         self.forget_duplicates();
-        self.lost_from = 0;
+        self.repair().places.lost_from = 0;
         self.enter(Phase::Timeout, nxt);
         self.probes_with_new = false;
         self.seek_lost();
@@ -493,6 +496,14 @@ impl Scoreboard {
         }
     }
 
+    fn repair(&mut self) -> &mut Repair {
+        self.repair.get_or_insert_default()
+    }
+
+    fn places(&self) -> Places {
+        self.repair.as_ref().map_or(Places::default(), |repair| repair.places)
+    }
+
     fn mark_lost(&mut self, index: usize) {
         let sent = &mut self.sent[index];
         if !sent.is(SACKED | LOST) {
@@ -500,8 +511,10 @@ impl Scoreboard {
                 self.retransmissions = self.retransmissions.saturating_sub(1);
             }
             sent.flags |= LOST;
-            self.lost_from = if self.lost == 0 { sent.seq } else { self.lost_from.min(sent.seq) };
-            self.lost += u64::from(sent.len);
+            let (seq, len, first) = (sent.seq, u64::from(sent.len), self.lost == 0);
+            self.lost += len;
+            let places = &mut self.repair().places;
+            places.lost_from = if first { seq } else { places.lost_from.min(seq) };
         }
     }
 
@@ -510,9 +523,10 @@ impl Scoreboard {
         if self.lost == 0 {
             return;
         }
-        let from = self.sent.partition_point(|sent| sent.seq < self.lost_from);
-        if let Some(sent) = self.sent.range(from..).find(|sent| sent.is(LOST)) {
-            self.lost_from = sent.seq;
+        let lost_from = self.places().lost_from;
+        let from = self.sent.partition_point(|sent| sent.seq < lost_from);
+        if let Some(seq) = self.sent.range(from..).find(|sent| sent.is(LOST)).map(|sent| sent.seq) {
+            self.repair().places.lost_from = seq;
         }
     }
 

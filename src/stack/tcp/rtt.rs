@@ -15,24 +15,25 @@ const INITIAL_RTO: u64 = 1_000_000_000;
 pub(super) struct Rtt {
     smoothed: u64,
     variation: u64,
-    /// Smallest sample of this half and the last; `u64::MAX` before the first.
-    minimum: u64,
-    /// Smallest sample since then.
-    recent: u64,
     recent_since: Instant,
+    /// Smallest sample of this half and the last, in microseconds; `u32::MAX` before the first.
+    minimum: u32,
+    /// Smallest sample since then.
+    recent: u32,
 }
 
 impl Rtt {
     pub const fn new() -> Self {
-        Self { smoothed: 0, variation: 0, minimum: u64::MAX, recent: u64::MAX, recent_since: Instant::ZERO }
+        Self { smoothed: 0, variation: 0, recent_since: Instant::ZERO, minimum: u32::MAX, recent: u32::MAX }
     }
 
     /// Takes a sample of a segment that was sent once (Karn's rule is the caller's). `shortest`: of the segments that
     /// arrived with it, the one sent last; an ACK that was held back measures the path by it, and the timeout by the
     /// other.
     pub fn sample(&mut self, now: Instant, rtt: Duration, shortest: Duration) {
-        let (rtt, shortest) = (nanos(rtt).max(1), nanos(shortest).max(1));
-        if self.minimum == u64::MAX {
+        let rtt = nanos(rtt).max(1);
+        let shortest = u32::try_from(shortest.as_micros()).unwrap_or(u32::MAX - 1).max(1);
+        if self.minimum == u32::MAX {
             self.smoothed = rtt;
             self.variation = rtt / 2;
         } else {
@@ -42,7 +43,7 @@ impl Rtt {
         }
         if now.since(self.recent_since) > MINIMUM_LIFETIME {
             self.minimum = self.recent;
-            self.recent = u64::MAX;
+            self.recent = u32::MAX;
             self.recent_since = now;
         }
         self.recent = self.recent.min(shortest);
@@ -50,7 +51,7 @@ impl Rtt {
     }
 
     pub const fn has_sample(&self) -> bool {
-        self.minimum != u64::MAX
+        self.minimum != u32::MAX
     }
 
     pub const fn smoothed(&self) -> Duration {
@@ -63,7 +64,7 @@ impl Rtt {
 
     /// None before the first sample.
     pub fn minimum(&self) -> Option<Duration> {
-        self.has_sample().then_some(Duration::from_nanos(self.minimum))
+        self.has_sample().then_some(Duration::from_micros(self.minimum.into()))
     }
 
     /// The timeout after `backoff` timeouts in a row. As Linux, the minimum bounds the variation's part and not the

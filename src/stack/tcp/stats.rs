@@ -81,6 +81,11 @@ impl Stats {
         }
     }
 
+    /// When the first of the timeouts was that are unanswered.
+    pub const fn timeout_since(&self) -> Instant {
+        self.timeout_since
+    }
+
     pub fn timeout_time(&self) -> Duration {
         Duration::from_millis(self.timeout_millis.into())
     }

@@ -124,7 +124,7 @@ impl Connection {
             // A window may stay shut for ever (RFC 9293 3.8.6.1) as long as someone says so, but not for nobody's sake.
             _ if self.persisting && !self.orphan => self.probes >= retries,
             _ if self.persisting => self.backoff >= retries,
-            _ => self.timeouts > 0 && now.since(self.timeout_at) >= patience(retries, config),
+            _ => self.timeouts > 0 && now.since(self.stats.timeout_since()) >= patience(retries, config),
         };
         if give_up {
             self.give_up();
@@ -146,9 +146,6 @@ impl Connection {
             _ => {
                 self.stats.on_timeout(now);
                 self.enter_timeout(now);
-                if self.timeouts == 0 {
-                    self.timeout_at = now;
-                }
                 self.timeouts = self.timeouts.saturating_add(1);
             }
         }

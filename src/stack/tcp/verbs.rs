@@ -6,6 +6,7 @@ use super::listen::Listener;
 use super::{Context, ReadyId, Tcp};
 use crate::{Error, Instant, ListenAddress, SocketId, Stream, TcpInfo, TcpOptions, TcpState, Token};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 
@@ -28,6 +29,7 @@ impl Tcp {
         if at.port == 0 {
             return Err(Error::AddressNotAvailable);
         }
+        let options = self.share(options);
         let here = self.ports.entry(at.port).or_default();
         let taken = here.iter().filter_map(|index| self.listeners.get(*index)).any(|listener| {
             let shared = reuse_port && listener.reuse_port;
@@ -96,6 +98,7 @@ impl Tcp {
             }
             Some(_) => return Err(Error::AddressNotAvailable),
         }
+        let options = self.share(options);
         let setup = Setup {
             key,
             hash,
@@ -165,10 +168,13 @@ impl Tcp {
             if !self.listeners.is_current(index, id.generation) {
                 return Err(Error::NoSuchSocket);
             }
+            let options = self.share(options);
             self.listeners.get_mut(index).ok_or(Error::NoSuchSocket)?.options = options;
             return Ok(());
         }
         let config = self.config;
+        let congestion = options.congestion.or(self.owned(id)?.options.congestion);
+        let options = self.share(TcpOptions { congestion, ..options });
         self.owned(id)?.set_options(options, &config, now);
         self.settle(now, id.index);
         Ok(())
@@ -242,6 +248,14 @@ impl Tcp {
             }
         }
         second_choice.ok_or(Error::AddressNotAvailable)
+    }
+
+    /// The same options for many connections are kept once.
+    fn share(&mut self, options: TcpOptions) -> Arc<TcpOptions> {
+        if *self.options != options {
+            self.options = Arc::new(options);
+        }
+        Arc::clone(&self.options)
     }
 
     /// A connection that still has an owner.

@@ -37,8 +37,9 @@ impl Scoreboard {
     /// RFC 8985 6.2 step 4: a D-SACK says that something was sent again needlessly; the window grows, once in a round
     /// trip.
     pub fn on_needless(&mut self, ack: u64, nxt: u64) {
-        if self.dsack_round == 0 || ack >= self.dsack_round {
-            self.dsack_round = nxt;
+        let round = &mut self.repair().places.dsack_round;
+        if *round == 0 || ack >= *round {
+            *round = nxt;
             self.steps = self.steps.saturating_add(1);
             self.persist = PERSIST;
         }
@@ -50,8 +51,9 @@ impl Scoreboard {
         if self.sacked == 0 && self.phase == Phase::Open && self.retransmissions == 0 {
             return detected;
         }
-        let patience = self.newest_rtt + reorder;
-        let mut index = self.sent.partition_point(|sent| sent.seq < self.scan_from);
+        let patience = Duration::from_nanos(self.newest_nanos) + reorder;
+        let mut scan_from = self.places().scan_from;
+        let mut index = self.sent.partition_point(|sent| sent.seq < scan_from);
         while let Some(sent) = self.sent.get(index).copied() {
             if !sent.is(SACKED | LOST | RETRANSMITTED) {
                 let overdue = sent.sent_at + patience;
@@ -65,9 +67,10 @@ impl Scoreboard {
                 self.mark_lost(index);
                 detected.found = true;
             }
-            self.scan_from = sent.end();
+            scan_from = sent.end();
             index += 1;
         }
+        self.repair().places.scan_from = scan_from;
         while let Some((at, position)) = self.repair.as_ref().and_then(|repair| repair.resent.front().copied()) {
             let index = self.sent.partition_point(|sent| sent.end() <= position);
             let current = self.sent.get(index).copied();
@@ -99,7 +102,7 @@ impl Scoreboard {
             // An earlier transmission arrived, not this one.
             return;
         }
-        self.newest_rtt = took;
+        self.newest_nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.newest = self.newest.max((sent.sent_at, sent.end()));
     }
 

@@ -235,7 +235,7 @@ fn large_windows_are_walked_once() {
             board.retransmitted(index, sent.len, now, false);
         }
     }
-    assert_eq!(board.scan_from, 20_000_000);
+    assert_eq!(board.places().scan_from, 20_000_000);
     assert!(board.counts().lost < 20);
 }
 

@@ -25,7 +25,7 @@ impl Scoreboard {
     /// A reduction begins that can be taken back if it was a mistake; or none can be (`armed`).
     pub fn begin_undo(&mut self, una: u64, armed: bool) {
         let under_way = self.retransmissions;
-        let undo = &mut self.repair.get_or_insert_default().undo;
+        let undo = &mut self.repair().undo;
         undo.armed = armed;
         undo.from = una;
         undo.unexplained = (under_way > 0).then_some(under_way);
@@ -66,7 +66,7 @@ impl Scoreboard {
         }
         self.lost = 0;
         if self.phase == Phase::Timeout {
-            self.scan_from = 0;
+            self.repair().places.scan_from = 0;
         }
     }
 }

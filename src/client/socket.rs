@@ -31,6 +31,27 @@ pub enum Number {
     Ttl,
     /// TCP_MAXSEG.
     MaxSegment,
+    /// SO_RCVBUF and SO_SNDBUF in bytes, as they were asked for.
+    ReceiveBuffer,
+    SendBuffer,
+    /// TCP_WINDOW_CLAMP in bytes.
+    WindowClamp,
+    /// TCP_NOTSENT_LOWAT in bytes.
+    NotSentLowat,
+    /// SO_RCVLOWAT in bytes.
+    ReceiveLowat,
+    /// SO_MAX_PACING_RATE in bytes a second.
+    MaxPacingRate,
+    /// TCP_SYNCNT.
+    SynRetries,
+    /// TCP_DEFER_ACCEPT in seconds.
+    DeferAccept,
+    /// TCP_LINGER2 in seconds, as an i32.
+    Linger2,
+    /// IP_MTU_DISCOVER + 1.
+    MtuDiscovery,
+    /// TCP_CONGESTION: position in [`sidestep_shm::slot::CONGESTION`] + 1.
+    Congestion,
 }
 
 impl Number {
@@ -44,6 +65,17 @@ impl Number {
             Self::Tos => &slot.tos,
             Self::Ttl => &slot.ttl,
             Self::MaxSegment => &slot.max_segment,
+            Self::ReceiveBuffer => &slot.receive_buffer,
+            Self::SendBuffer => &slot.send_buffer,
+            Self::WindowClamp => &slot.window_clamp,
+            Self::NotSentLowat => &slot.notsent_lowat,
+            Self::ReceiveLowat => &slot.receive_lowat,
+            Self::MaxPacingRate => &slot.max_pacing_rate,
+            Self::SynRetries => &slot.syn_retries,
+            Self::DeferAccept => &slot.defer_accept,
+            Self::Linger2 => &slot.linger2,
+            Self::MtuDiscovery => &slot.mtu_discovery,
+            Self::Congestion => &slot.congestion,
         }
     }
 }

@@ -97,6 +97,9 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     outcome
 }
 
+/// Bytes that wait to be sent (linux/sockios.h).
+const SIOCOUTQNSD: c_ulong = 0x894b;
+
 /// ioctl(2): what the stack answers, the rest from the kernel's socket.
 ///
 /// # Safety
@@ -115,7 +118,7 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int
             }
             outcome
         }
-        (asked @ (libc::FIONREAD | libc::TIOCOUTQ), Some(socket), false) => {
+        (asked @ (libc::FIONREAD | libc::TIOCOUTQ | SIOCOUTQNSD), Some(socket), false) => {
             let (Some(session), Some(slot)) = (engine::session(), socket.claimed()) else {
                 // SAFETY: the caller's word.
                 return unsafe { real::ioctl(fd, request, argument) };
@@ -124,7 +127,11 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int
                 errno::set(libc::EINVAL);
                 return -1;
             }
-            let bytes = if asked == libc::FIONREAD { session.queued_in(slot) } else { session.queued_out(slot) };
+            let bytes = match asked {
+                libc::FIONREAD => session.queued_in(slot),
+                libc::TIOCOUTQ => session.queued_out(slot),
+                _ => session.not_sent(slot).unwrap_or(0) as usize,
+            };
             // SAFETY: the caller's word: both write an int.
             unsafe { argument.cast::<c_int>().write_unaligned(bytes as c_int) };
             0

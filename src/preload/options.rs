@@ -1,50 +1,17 @@
-//! setsockopt and getsockopt: the kernel's socket underneath validates and keeps every option; those that matter to the
-//! stack are repeated on the slot, and what only the stack knows is answered from there.
+//! setsockopt and getsockopt. What the stack knows is checked and answered by the client library; as long as a socket is
+//! nobody's yet it is kept here, to be repeated on its slot. The kernel's socket underneath hears of it too, in case
+//! that it becomes the socket. What the stack doesn't know is refused, but for a list of what can do no harm.
 
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering;
 
 use libc::socklen_t;
-use sidestep_client::shm::slot::option;
-use sidestep_client::{Number, Session};
+use sidestep_client::shm::wire::INFO_BYTES;
+use sidestep_client::{Number, Session, Setting};
 
 use crate::errno::{self, Errno};
 use crate::real;
 use crate::socket::Socket;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Meaning {
-    Bit(u32),
-    Number(Number),
-    /// The slot's number, 0 standing for the kernel's default of -1.
-    Linger,
-}
-
-use Meaning::{Bit, Linger};
-
-/// Level, name, what it is on the slot, whether a listener's connections inherit it. The position is the bit in
-/// `Socket::touched`.
-const FORWARDED: [(c_int, c_int, Meaning, bool); 19] = [
-    (libc::IPPROTO_TCP, libc::TCP_NODELAY, Bit(option::NO_DELAY), true),
-    (libc::IPPROTO_TCP, libc::TCP_CORK, Bit(option::CORK), true),
-    (libc::IPPROTO_TCP, libc::TCP_QUICKACK, Bit(option::QUICK_ACK), true),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, Meaning::Number(Number::KeepIdle), true),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, Meaning::Number(Number::KeepInterval), true),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, Meaning::Number(Number::KeepCount), true),
-    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, Meaning::Number(Number::UserTimeout), true),
-    (libc::IPPROTO_TCP, libc::TCP_MAXSEG, Meaning::Number(Number::MaxSegment), true),
-    (libc::SOL_SOCKET, libc::SO_KEEPALIVE, Bit(option::KEEP_ALIVE), true),
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR, Bit(option::REUSE_ADDRESS), false),
-    (libc::SOL_SOCKET, libc::SO_REUSEPORT, Bit(option::REUSE_PORT), false),
-    (libc::SOL_SOCKET, libc::SO_BROADCAST, Bit(option::BROADCAST), false),
-    (libc::SOL_SOCKET, libc::SO_LINGER, Linger, true),
-    (libc::IPPROTO_IP, libc::IP_TOS, Meaning::Number(Number::Tos), true),
-    (libc::IPPROTO_IP, libc::IP_TTL, Meaning::Number(Number::Ttl), true),
-    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, Meaning::Number(Number::Tos), true),
-    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, Meaning::Number(Number::Ttl), true),
-    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, Bit(option::V6_ONLY), false),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, Meaning::Number(Number::Ttl), false),
-];
 
 /// Bits of `Socket::wants`: control messages for recvmsg().
 pub mod wants {
@@ -71,10 +38,6 @@ const WANTED: [(c_int, c_int, u32); 6] = [
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, wants::TTL6),
 ];
 
-fn position(level: c_int, name: c_int) -> Option<usize> {
-    FORWARDED.iter().position(|f| (f.0, f.1) == (level, name))
-}
-
 /// Reads an option that the placeholder holds.
 fn held<T>(fd: c_int, level: c_int, name: c_int) -> Option<T> {
     let mut value = core::mem::MaybeUninit::<T>::zeroed();
@@ -85,8 +48,125 @@ fn held<T>(fd: c_int, level: c_int, name: c_int) -> Option<T> {
     }
 }
 
-/// setsockopt(2), after the placeholder took the option.
-pub fn was_set(session: Option<&Session>, socket: &Socket, fd: c_int, level: c_int, name: c_int) {
+/// Options that the kernel may take for us although the stack does nothing about them: docs/POSIX.md says why. All
+/// others that the stack doesn't know are refused.
+const WITHOUT_EFFECT: [(c_int, &[c_int]); 4] = [
+    (
+        libc::SOL_SOCKET,
+        &[
+            libc::SO_RCVTIMEO,
+            libc::SO_SNDTIMEO,
+            libc::SO_PRIORITY,
+            libc::SO_MARK,
+            libc::SO_BUSY_POLL,
+            SO_PREFER_BUSY_POLL,
+            SO_BUSY_POLL_BUDGET,
+            libc::SO_DONTROUTE,
+            libc::SO_OOBINLINE,
+            libc::SO_DEBUG,
+            libc::SO_INCOMING_CPU,
+            libc::SO_SELECT_ERR_QUEUE,
+        ],
+    ),
+    (
+        libc::IPPROTO_IP,
+        &[
+            libc::IP_RECVERR,
+            libc::IP_FREEBIND,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            libc::IP_MULTICAST_TTL,
+            libc::IP_MULTICAST_LOOP,
+            libc::IP_MULTICAST_IF,
+            IP_MULTICAST_ALL,
+        ],
+    ),
+    (
+        libc::IPPROTO_IPV6,
+        &[
+            libc::IPV6_RECVERR,
+            libc::IPV6_MULTICAST_IF,
+            libc::IPV6_MULTICAST_LOOP,
+            IPV6_MULTICAST_ALL,
+            libc::IPV6_MTU,
+            IPV6_USE_MIN_MTU,
+            libc::IPV6_DONTFRAG,
+            IPV6_AUTOFLOWLABEL,
+            IPV6_ADDR_PREFERENCES,
+            libc::IPV6_FREEBIND,
+        ],
+    ),
+    (libc::IPPROTO_TCP, &[libc::TCP_THIN_LINEAR_TIMEOUTS, libc::TCP_THIN_DUPACK]),
+];
+/// Of linux/socket.h, linux/in.h and linux/in6.h, where the libc crate lacks them.
+const SO_PREFER_BUSY_POLL: c_int = 69;
+const SO_BUSY_POLL_BUDGET: c_int = 70;
+const IP_MULTICAST_ALL: c_int = 49;
+const IPV6_MULTICAST_ALL: c_int = 29;
+const IPV6_USE_MIN_MTU: c_int = 63;
+const IPV6_AUTOFLOWLABEL: c_int = 70;
+const IPV6_ADDR_PREFERENCES: c_int = 72;
+
+/// Longest value of an option of the stack's: a name.
+const LONGEST_VALUE: usize = 64;
+
+/// setsockopt(2) on a socket that is the stack's or may become so.
+///
+/// # Errors
+/// As [`Setting::parse`]; ENOPROTOOPT for what the stack doesn't know; EFAULT; what the kernel says of the rest.
+///
+/// # Safety
+/// As setsockopt.
+pub unsafe fn set(
+    session: &Session,
+    socket: &Socket,
+    fd: c_int,
+    (level, name): (c_int, c_int),
+    value: *const c_void,
+    len: socklen_t,
+) -> Result<c_int, Errno> {
+    // SAFETY: the caller's word.
+    let keep = || unsafe { real::setsockopt(fd, level, name, value, len) };
+    // SO_ZEROCOPY promises notifications that the stack doesn't send.
+    if (level, name) == (libc::SOL_SOCKET, libc::SO_ZEROCOPY) {
+        return Err(Errno(libc::EOPNOTSUPP));
+    }
+    let of_other_family = level == libc::IPPROTO_IPV6 && socket.domain() == libc::AF_INET;
+    if of_other_family || level == libc::IPPROTO_TCP && socket.is_datagram() {
+        return Err(Errno(libc::ENOPROTOOPT));
+    }
+    let length = (len as usize).min(LONGEST_VALUE);
+    if value.is_null() && length > 0 {
+        return Err(Errno(libc::EFAULT));
+    }
+    let bytes = if value.is_null() {
+        &[][..]
+    } else {
+        // SAFETY: not null, and by the caller's word `len` bytes.
+        unsafe { core::slice::from_raw_parts(value.cast::<u8>(), length) }
+    };
+    if let Some(setting) = Setting::parse(level, name, bytes)? {
+        if let Some(slot) = socket.claimed() {
+            session.setsockopt(slot, level, name, bytes)?;
+        }
+        socket.settings[setting.index()].store(setting.value(), Ordering::Relaxed);
+        socket.touched.fetch_or(1 << setting.index(), Ordering::Relaxed);
+        // In case that the socket becomes the kernel's. Its limits and its opinion are not ours.
+        let before = errno::get();
+        keep();
+        errno::set(before);
+        return Ok(0);
+    }
+    let wanted = WANTED.iter().any(|w| (w.0, w.1) == (level, name));
+    if !wanted && !WITHOUT_EFFECT.iter().any(|(l, names)| *l == level && names.contains(&name)) {
+        return Err(Errno(libc::ENOPROTOOPT));
+    }
+    let outcome = kernel(keep())?;
+    was_set(socket, fd, level, name);
+    Ok(outcome)
+}
+
+/// After the placeholder took an option that this library acts upon: timeouts, control messages.
+pub fn was_set(socket: &Socket, fd: c_int, level: c_int, name: c_int) {
     if level == libc::SOL_SOCKET && (name == libc::SO_RCVTIMEO || name == libc::SO_SNDTIMEO) {
         let place = if name == libc::SO_RCVTIMEO { &socket.receive_timeout } else { &socket.send_timeout };
         if let Some(time) = held::<libc::timeval>(fd, level, name) {
@@ -99,48 +179,24 @@ pub fn was_set(session: Option<&Session>, socket: &Socket, fd: c_int, level: c_i
         } else {
             socket.wants.fetch_and(!bit, Ordering::Relaxed);
         }
-    } else if let Some(position) = position(level, name) {
-        socket.touched.fetch_or(1 << position, Ordering::Relaxed);
-        if let (Some(session), Some(slot)) = (session, socket.claimed()) {
-            forward(session, fd, slot, position);
+    }
+}
+
+/// Repeats what was set before on a slot that was just claimed.
+pub fn repeat(session: &Session, socket: &Socket, slot: u32) {
+    let touched = socket.touched.load(Ordering::Relaxed);
+    for index in (0..Setting::COUNT).filter(|i| touched & 1 << i != 0) {
+        if let Some(setting) = Setting::restore(index, socket.settings[index].load(Ordering::Relaxed)) {
+            // A slot that can't be is noticed by the call that comes next.
+            let _ = session.set(slot, setting);
         }
     }
 }
 
-/// Repeats what was set on the placeholder on a slot that was just claimed.
-pub fn repeat(session: &Session, socket: &Socket, fd: c_int, slot: u32) {
-    let touched = socket.touched.load(Ordering::Relaxed);
-    (0..FORWARDED.len()).filter(|p| touched & 1 << p != 0).for_each(|p| forward(session, fd, slot, p));
-}
-
-/// Brings one option from the placeholder to the slot. The kernel has checked the value.
-fn forward(session: &Session, fd: c_int, slot: u32, position: usize) {
-    let (level, name, meaning, _) = FORWARDED[position];
-    // A slot that can't be is noticed by the call that comes next.
-    let _ = match meaning {
-        Bit(bit) => held::<c_int>(fd, level, name).map(|v| session.set_option(slot, bit, v != 0)),
-        Meaning::Number(which) => {
-            // -1 gives the default back; MAXSEG can't be read back on an unconnected socket: the kernel answers with
-            // the value that was set.
-            held::<c_int>(fd, level, name).map(|v| session.set_number(slot, which, u32::try_from(v).unwrap_or(0)))
-        }
-        Linger => held::<libc::linger>(fd, level, name).map(|l| {
-            let value = if l.l_onoff == 0 { 0 } else { u32::try_from(l.l_linger).unwrap_or(0).saturating_add(1) };
-            session.set_number(slot, Number::Linger, value)
-        }),
-    };
-}
-
-/// Gives a new connection the options of its listener, as Linux does.
-pub fn inherit(session: &Session, listener: &Socket, from: u32, to: u32) {
-    let touched = listener.touched.load(Ordering::Relaxed);
-    let inherited = FORWARDED.iter().enumerate().filter(|&(p, f)| touched & 1 << p != 0 && f.3);
-    for (_, &(.., meaning, _)) in inherited {
-        let _ = match meaning {
-            Bit(bit) => session.set_option(to, bit, session.option(from, bit)),
-            Meaning::Number(which) => session.set_number(to, which, session.number(from, which)),
-            Linger => session.set_number(to, Number::Linger, session.number(from, Number::Linger)),
-        };
+/// What a new connection has of its listener beside what the engine copies from slot to slot.
+pub fn inherit(listener: &Socket, to: &Socket) {
+    for (from, to) in [(&listener.receive_timeout, &to.receive_timeout), (&listener.send_timeout, &to.send_timeout)] {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -159,57 +215,57 @@ pub unsafe fn get(
     value: *mut c_void,
     len: *mut socklen_t,
 ) -> Result<Option<()>, Errno> {
-    let number = |n: c_int| {
-        // SAFETY: the caller's word.
-        unsafe { give(&n, value, len) }.map(Some)
-    };
-    match (level, name) {
-        (libc::SOL_SOCKET, libc::SO_ERROR) => {
-            let error = session.take_error(slot) as c_int;
-            if error != 0 {
+    let mut answer = [0; INFO_BYTES];
+    // Some answers depend on how much is asked for.
+    // SAFETY: not null; the caller's word.
+    let asked = if len.is_null() { 0 } else { unsafe { len.read_unaligned() as usize } };
+    let room = asked.min(answer.len());
+    match session.getsockopt(slot, level, name, &mut answer[..room.max(4)]) {
+        Ok(n) => {
+            if (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR) && answer[..4] != [0; 4] {
                 socket.connecting.store(false, Ordering::Relaxed);
             }
-            number(error)
-        }
-        (libc::SOL_SOCKET, libc::SO_ACCEPTCONN) => number(c_int::from(session.is_listening(slot))),
-        (libc::IPPROTO_TCP, libc::TCP_INFO) if !socket.is_datagram() => {
             // SAFETY: the caller's word.
-            unsafe { give(&session.tcp_info(slot)?, value, len) }.map(Some)
+            unsafe { give_bytes(&answer[..n], value, len) }.map(Some)
         }
-        (libc::IPPROTO_TCP, libc::TCP_MAXSEG) if !socket.is_datagram() => {
-            match session.region().slot(slot).map_or(0, |s| s.send_mss.load(Ordering::Relaxed)) {
-                0 => Ok(None),
-                mss => number(mss as c_int),
-            }
-        }
-        _ => {
-            let Some(position) = position(level, name) else { return Ok(None) };
-            match FORWARDED[position].2 {
-                Bit(option::QUICK_ACK) => Ok(None),
-                Bit(bit) => number(c_int::from(session.option(slot, bit))),
-                // A default stands on the placeholder.
-                Meaning::Number(which) => match session.number(slot, which) {
-                    0 => Ok(None),
-                    n => number(n as c_int),
-                },
-                Linger => match session.number(slot, Number::Linger) {
-                    0 => Ok(None),
-                    n => {
-                        let linger = libc::linger { l_onoff: 1, l_linger: n as c_int - 1 };
-                        // SAFETY: the caller's word.
-                        unsafe { give(&linger, value, len) }.map(Some)
-                    }
-                },
-            }
-        }
+        Err(sidestep_client::Errno::NOPROTOOPT) => Ok(None),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// The same for a socket that is nobody's yet, as far as the kernel would answer with its own limits. None: the
+/// placeholder has the answer.
+///
+/// # Errors
+/// EFAULT, EINVAL.
+///
+/// # Safety
+/// As getsockopt.
+pub unsafe fn get_undecided(
+    socket: &Socket,
+    (level, name): (c_int, c_int),
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> Result<Option<()>, Errno> {
+    let which = match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_RCVBUF) => Number::ReceiveBuffer,
+        (libc::SOL_SOCKET, libc::SO_SNDBUF) => Number::SendBuffer,
+        _ => return Ok(None),
+    };
+    let index = Setting::Number(which, 0).index();
+    if socket.touched.load(Ordering::Relaxed) & 1 << index == 0 {
+        return Ok(None);
+    }
+    let doubled = socket.settings[index].load(Ordering::Relaxed).saturating_mul(2);
+    // SAFETY: the caller's word.
+    unsafe { give_bytes(&doubled.to_ne_bytes(), value, len) }.map(Some)
 }
 
 /// Writes an answer as getsockopt does: as much as fits, and how much that was.
 ///
 /// # Safety
 /// As getsockopt.
-unsafe fn give<T>(answer: &T, value: *mut c_void, len: *mut socklen_t) -> Result<(), Errno> {
+unsafe fn give_bytes(answer: &[u8], value: *mut c_void, len: *mut socklen_t) -> Result<(), Errno> {
     if value.is_null() || len.is_null() {
         return Err(Errno(libc::EFAULT));
     }
@@ -219,20 +275,11 @@ unsafe fn give<T>(answer: &T, value: *mut c_void, len: *mut socklen_t) -> Result
         if room > i32::MAX as socklen_t {
             return Err(Errno(libc::EINVAL));
         }
-        let n = room.min(size_of::<T>() as socklen_t);
-        core::ptr::copy_nonoverlapping(core::ptr::from_ref(answer).cast::<u8>(), value.cast(), n as usize);
+        let n = room.min(answer.len() as socklen_t);
+        core::ptr::copy_nonoverlapping(answer.as_ptr(), value.cast(), n as usize);
         len.write_unaligned(n);
     }
     Ok(())
-}
-
-/// SO_ZEROCOPY promises notifications that the stack doesn't send.
-///
-/// # Errors
-/// EOPNOTSUPP.
-pub fn refuse(socket: &Socket, level: c_int, name: c_int) -> Result<(), Errno> {
-    let refused = socket.claimed().is_some() && (level, name) == (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
-    if refused { Err(Errno(libc::EOPNOTSUPP)) } else { Ok(()) }
 }
 
 /// The C call's answer for a call that went to the placeholder.

@@ -315,7 +315,7 @@ fn inherit(session: &'static Session, fd: RawFd, slot: u32) {
     let nonblock = unsafe { real::fcntl(fd, libc::F_GETFL, 0) } & libc::O_NONBLOCK != 0;
     let socket: &Socket = socket::inherited(fd, slot, kind, nonblock);
     for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
-        options::was_set(None, socket, fd, libc::SOL_SOCKET, name);
+        options::was_set(socket, fd, libc::SOL_SOCKET, name);
     }
 }
 

@@ -14,9 +14,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use sidestep_client::Session;
 use sidestep_client::shm::layout::MAX_SLOTS;
 use sidestep_client::shm::slot::kind;
+use sidestep_client::{Session, Setting};
 
 use crate::epoll::{self, Epoll};
 use crate::errno::{self, Errno};
@@ -48,8 +48,10 @@ pub struct Socket {
     /// SO_RCVTIMEO and SO_SNDTIMEO in nanoseconds, 0 for none.
     pub receive_timeout: AtomicU64,
     pub send_timeout: AtomicU64,
-    /// Options that were set, as bits of [`options`]: to be repeated on a slot that is claimed later.
+    /// Options that were set, as bits by [`Setting::index`], and their values: to be repeated on a slot that is claimed
+    /// later.
     pub touched: AtomicU32,
+    pub settings: [AtomicU32; Setting::COUNT],
     /// Control messages that recvmsg() is to give, as bits of [`options`].
     pub wants: AtomicU32,
     /// Grows with each write that found too little room: what an edge-triggered EPOLLOUT follows.
@@ -169,6 +171,7 @@ impl Socket {
             receive_timeout: AtomicU64::new(0),
             send_timeout: AtomicU64::new(0),
             touched: AtomicU32::new(0),
+            settings: [const { AtomicU32::new(0) }; Setting::COUNT],
             wants: AtomicU32::new(0),
             starved: AtomicU32::new(0),
             epoll: AtomicPtr::new(core::ptr::null_mut()),
@@ -284,11 +287,11 @@ impl Socket {
         self.each_epoll(|epoll| epoll.decided(self));
     }
 
-    /// Its slot, claimed now if it was undecided, with the options that were set on the placeholder `fd`.
+    /// Its slot, claimed now if it was undecided, with the options that were set before.
     ///
     /// # Errors
     /// ENOBUFS, ENETDOWN.
-    pub fn claim(&'static self, session: &Session, fd: c_int) -> Result<u32, Errno> {
+    pub fn claim(&'static self, session: &Session) -> Result<u32, Errno> {
         if let Some(slot) = self.claimed() {
             return Ok(slot);
         }
@@ -296,19 +299,19 @@ impl Socket {
         let slot = session.open(self.kind())?;
         self.adopt_slot(slot);
         drop(gate);
-        options::repeat(session, self, fd, slot);
+        options::repeat(session, self, slot);
         Ok(slot)
     }
 
     /// Another slot in place of one that is used up: a failed connection can be tried again.
-    fn renew(&'static self, session: &Session, fd: c_int) -> Result<u32, Errno> {
+    fn renew(&'static self, session: &Session) -> Result<u32, Errno> {
         let gate = gate();
         let old = self.slot.swap(UNDECIDED, Ordering::AcqRel);
         if old < PASSED {
             let_go(old);
         }
         drop(gate);
-        let slot = self.claim(session, fd)?;
+        let slot = self.claim(session)?;
         let bound = *lock(&self.bound);
         if let Some(bound) = bound {
             session.bind(slot, bound, 0)?;
@@ -414,7 +417,7 @@ pub fn bind(session: &Session, socket: &'static Socket, fd: c_int, to: SocketAdd
         socket.pass(fd);
         return Ok(Done::Kernel);
     }
-    let slot = socket.claim(session, fd)?;
+    let slot = socket.claim(session)?;
     let got = session.bind(slot, to, 0)?;
     *lock(&socket.bound) = Some(got);
     Ok(Done::Here)
@@ -429,18 +432,18 @@ pub fn sending(session: &Session, socket: &'static Socket, fd: c_int, to: Socket
         socket.pass(fd);
         return Ok(Done::Kernel);
     }
-    socket.claim(session, fd).map(|_| Done::Here)
+    socket.claim(session).map(|_| Done::Here)
 }
 
 /// listen(2).
 ///
 /// # Errors
 /// Linux's.
-pub fn listen(session: &Session, socket: &'static Socket, fd: c_int, backlog: c_int) -> Result<(), Errno> {
+pub fn listen(session: &Session, socket: &'static Socket, backlog: c_int) -> Result<(), Errno> {
     if socket.is_datagram() {
         return Err(Errno(libc::EOPNOTSUPP));
     }
-    let slot = socket.claim(session, fd)?;
+    let slot = socket.claim(session)?;
     // listen() takes a negative backlog for a very large one; the engine has its own limit.
     session.listen(slot, u32::try_from(backlog).unwrap_or(u32::MAX))?;
     poke(socket);
@@ -452,7 +455,7 @@ pub fn listen(session: &Session, socket: &'static Socket, fd: c_int, backlog: c_
 /// # Errors
 /// Linux's.
 pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option<SocketAddr>) -> Result<Done, Errno> {
-    let Some(mut to) = to else { return disconnect(session, socket, fd) };
+    let Some(mut to) = to else { return disconnect(session, socket) };
     if to.ip().is_unspecified() {
         // Linux takes "any" as a destination for "this machine".
         to.set_ip(if to.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
@@ -460,10 +463,10 @@ pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option
     if kernel_serves(session, &to) && hand_over(session, socket, fd)? {
         return Ok(Done::Kernel);
     }
-    let mut slot = socket.claim(session, fd)?;
+    let mut slot = socket.claim(session)?;
     match session.connect(slot, to) {
         Err(sidestep_client::Errno::CONNABORTED) => {
-            slot = socket.renew(session, fd)?;
+            slot = socket.renew(session)?;
             session.connect(slot, to)?;
         }
         // A connect() that was started is done when it is asked for again.
@@ -514,7 +517,7 @@ fn hand_over(session: &Session, socket: &'static Socket, fd: c_int) -> Result<bo
     Ok(true)
 }
 
-fn disconnect(session: &Session, socket: &'static Socket, fd: c_int) -> Result<Done, Errno> {
+fn disconnect(session: &Session, socket: &'static Socket) -> Result<Done, Errno> {
     let Some(slot) = socket.claimed() else { return Ok(Done::Kernel) };
     if socket.is_datagram() {
         let nowhere = SocketAddr::new(
@@ -524,7 +527,7 @@ fn disconnect(session: &Session, socket: &'static Socket, fd: c_int) -> Result<D
         session.connect(slot, nowhere)?;
     } else {
         session.abort(slot)?;
-        socket.renew(session, fd)?;
+        socket.renew(session)?;
     }
     Ok(Done::Here)
 }
@@ -566,7 +569,7 @@ pub fn accept(
                 let socket = Socket::new(listener.domain() == libc::AF_INET6, false, flags & libc::SOCK_NONBLOCK != 0);
                 socket.adopt_slot(taken);
                 drop(gate);
-                options::inherit(session, listener, slot, taken);
+                options::inherit(listener, socket);
                 if !install(fd, Entry::Socket(socket)) {
                     socket.unshare();
                 }

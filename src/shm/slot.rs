@@ -194,6 +194,8 @@ pub mod option {
     pub const BROADCAST: u32 = 1 << 7;
     /// More data follows at once (MSG_MORE): hold back a partial segment.
     pub const MORE: u32 = 1 << 8;
+    /// TCP_INQ: recvmsg() tells how much is left to read. Only programs look at it.
+    pub const TELL_QUEUE: u32 = 1 << 9;
 }
 
 /// Values of [`Slot::kind`].

@@ -14,6 +14,7 @@ use crate::errno::Errno;
 use crate::options::wants;
 use crate::socket::Socket;
 use crate::{address, real, transfer};
+use sidestep_client::shm::slot::option;
 
 /// # Safety
 /// As sendmsg.
@@ -86,7 +87,13 @@ unsafe fn receive_message(
             transfer::targets(m.msg_iov, pieces, |bufs| transfer::receive(session, socket, slot, bufs, flags))?
         };
         m.msg_namelen = 0;
-        m.msg_controllen = 0;
+        let (room, mut used) = (control_room(&m), 0);
+        if session.option(slot, option::TELL_QUEUE) {
+            let left = session.queued_in(slot) as c_int;
+            // SAFETY: as above.
+            unsafe { put_control(&mut m, room, &mut used, (libc::IPPROTO_TCP, libc::TCP_CM_INQ), &left.to_ne_bytes()) };
+        }
+        m.msg_controllen = used as _;
     }
     // SAFETY: as above.
     unsafe { message.write_unaligned(m) };
@@ -133,31 +140,45 @@ unsafe fn send_options(m: &msghdr) -> Result<DatagramOptions, Errno> {
     Ok(options)
 }
 
+/// Bytes for control messages.
+fn control_room(m: &msghdr) -> usize {
+    if m.msg_control.is_null() { 0 } else { m.msg_controllen }
+}
+
+/// Writes one control message behind `used` bytes of others, if there is room.
+///
+/// # Safety
+/// `m.msg_control` must point to `room` bytes.
+unsafe fn put_control(m: &mut msghdr, room: usize, used: &mut usize, (level, kind): (c_int, c_int), data: &[u8]) {
+    // SAFETY: arithmetic only.
+    let (space, len) = unsafe { (libc::CMSG_SPACE(data.len() as u32), libc::CMSG_LEN(data.len() as u32)) };
+    if *used + len as usize > room {
+        m.msg_flags |= libc::MSG_CTRUNC;
+        return;
+    }
+    let head = cmsghdr { cmsg_len: len as _, cmsg_level: level, cmsg_type: kind };
+    // SAFETY: inside `room` bytes, by the check above; the data comes behind the header, as CMSG_DATA says.
+    unsafe {
+        let at = m.msg_control.cast::<u8>().add(*used);
+        at.cast::<cmsghdr>().write_unaligned(head);
+        let behind = libc::CMSG_LEN(0) as usize;
+        core::ptr::copy_nonoverlapping(data.as_ptr(), at.add(behind), data.len());
+    }
+    *used = (*used + space as usize).min(room);
+}
+
 /// Gives the control messages that the socket was told to give.
 ///
 /// # Safety
 /// As recvmsg.
 unsafe fn write_control(socket: &Socket, m: &mut msghdr, header: &Header) {
-    let room = if m.msg_control.is_null() { 0 } else { m.msg_controllen };
+    let room = control_room(m);
     let wanted = socket.wants.load(Ordering::Relaxed);
     let mut used = 0;
     let local = Ipv6Addr::from(header.local);
-    let mut put = |level: c_int, kind: c_int, data: &[u8]| {
-        // SAFETY: arithmetic only.
-        let (space, len) = unsafe { (libc::CMSG_SPACE(data.len() as u32), libc::CMSG_LEN(data.len() as u32)) };
-        if used + len as usize > room {
-            m.msg_flags |= libc::MSG_CTRUNC;
-            return;
-        }
-        let head = cmsghdr { cmsg_len: len as _, cmsg_level: level, cmsg_type: kind };
-        // SAFETY: inside `room` bytes, by the check above; the data comes behind the header, as CMSG_DATA says.
-        unsafe {
-            let at = m.msg_control.cast::<u8>().add(used);
-            at.cast::<cmsghdr>().write_unaligned(head);
-            let behind = libc::CMSG_LEN(0) as usize;
-            core::ptr::copy_nonoverlapping(data.as_ptr(), at.add(behind), data.len());
-        }
-        used = (used + space as usize).min(room);
+    // SAFETY: the caller's word.
+    let mut put = |level: c_int, kind: c_int, data: &[u8]| unsafe {
+        put_control(m, room, &mut used, (level, kind), data);
     };
     if wanted & wants::PKTINFO4 != 0 && socket.domain() == libc::AF_INET {
         let v4 = local.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED).octets();

@@ -36,7 +36,7 @@ export! {
     /// listen(2).
     fn listen(fd: c_int, backlog: c_int) -> c_int {
         let Some((session, socket)) = candidate(fd) else { return real::listen(fd, backlog) };
-        guard(|| socket::listen(session, socket, fd, backlog).map(|()| 0))
+        guard(|| socket::listen(session, socket, backlog).map(|()| 0))
     }
 
     /// connect(2).
@@ -110,17 +110,18 @@ export! {
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
         let Some((session, socket)) = candidate(fd) else { return real::setsockopt(fd, level, name, value, len) };
         guard(|| {
-            options::refuse(socket, level, name)?;
-            let outcome = options::kernel(real::setsockopt(fd, level, name, value, len))?;
-            options::was_set(Some(session), socket, fd, level, name);
-            Ok(outcome)
+            options::set(session, socket, fd, (level, name), value, len)
         })
     }
 
     /// getsockopt(2).
     fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int {
-        let Some((session, socket, slot)) = ours(fd) else { return real::getsockopt(fd, level, name, value, len) };
-        guard(|| match options::get(session, socket, slot, (level, name), value, len)? {
+        let Some((session, socket)) = candidate(fd) else { return real::getsockopt(fd, level, name, value, len) };
+        let answer = || match socket.claimed() {
+            Some(slot) => options::get(session, socket, slot, (level, name), value, len),
+            None => options::get_undecided(socket, (level, name), value, len),
+        };
+        guard(|| match answer()? {
             Some(()) => Ok(0),
             None => options::kernel(real::getsockopt(fd, level, name, value, len)),
         })

@@ -124,6 +124,7 @@ pub struct Programs {
     /// How long a waiting call looks before it sleeps.
     pub spin: Duration,
     pub loopback: Loopback,
+    pub syscalls: Syscalls,
     /// Destinations that the kernel's sockets serve: address and prefix length.
     pub kernel_destinations: Vec<(IpAddr, u8)>,
 }
@@ -133,6 +134,28 @@ pub struct Programs {
 pub enum Loopback {
     Kernel,
     Stack,
+}
+
+/// Which system calls of a program are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syscalls {
+    /// Those that it makes through the C library's functions.
+    Preload,
+    /// Also those that it makes itself: Syscall User Dispatch.
+    Dispatch,
+}
+
+impl Syscalls {
+    pub const NAMES: [(&'static str, Self); 2] = [("preload", Self::Preload), ("dispatch", Self::Dispatch)];
+
+    /// As the configuration has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Preload => "preload",
+            Self::Dispatch => "dispatch",
+        }
+    }
 }
 
 /// `[tcp]`

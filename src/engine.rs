@@ -417,6 +417,7 @@ fn control_settings(config: &Config, parts: &Parts<'_>) -> anyhow::Result<Contro
             "queues": interface.queues,
             "cores": interface.cores,
             "mtu": parts.mtu,
+            "syscalls": programs.syscalls.name(),
         }),
     })
 }

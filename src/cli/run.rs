@@ -14,8 +14,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, WaitOptions, wait};
 use sidestep::config::Config;
+use sidestep::control::inspect;
 use sidestep::engine::Engine;
-use sidestep_shm::wire::{ENV_GROUP, ENV_SOCKET};
+use sidestep_shm::wire::inspect::STATS;
+use sidestep_shm::wire::{DISPATCH, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
 
 use super::signals::{self, Signals};
 use super::{
@@ -52,6 +54,10 @@ pub struct RunArgs {
     /// Start a private engine without an interface: the program has a loopback of its own, 127.0.0.0/8 and ::1
     #[arg(long, conflicts_with_all = ["config", "attach"])]
     pub loopback: bool,
+    /// Which system calls of the program are looked at: "preload", those that it makes through the C library;
+    /// "dispatch", those that it makes itself as well [default: the configuration's]
+    #[arg(long, value_name = "HOW", value_parser = ["preload", "dispatch"])]
+    pub syscalls: Option<String>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,
@@ -72,10 +78,14 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
     let name = name.ok_or_else(|| Failure::usage("the program's name is not UTF-8"))?;
     let path = elf::find(name)?;
     let library = preload::find()?;
-    let command = |control: &str| command(&path, &args.program, &library, control);
+    let command = |control: &str, configured: &str| {
+        let how = args.syscalls.as_deref().unwrap_or(configured);
+        command(&path, &args.program, &library, control, how == DISPATCH)
+    };
     match &place {
         Place::Running(control) => {
-            let error = command(control)?.exec();
+            let configured = if args.syscalls.is_none() { syscalls_of(control) } else { String::new() };
+            let error = command(control, &configured)?.exec();
             Err(not_started(name, &error))
         }
         Place::Private(_) | Place::Loopback => {
@@ -91,7 +101,7 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
             let signals = Signals::block(&SIGNALS).context("block signals")?;
             let engine = Engine::start(&config)?;
             tracing::info!(control = engine.control(), "private engine");
-            supervise(engine, &signals, command, name)
+            supervise(engine, &signals, |control| command(control, config.programs.syscalls.name()), name)
         }
     }
 }
@@ -133,7 +143,19 @@ fn reach(control: &str) -> std::io::Result<()> {
     Ok(rustix::net::connect(&socket, &address)?)
 }
 
-fn command(path: &Path, program: &[OsString], library: &Path, control: &str) -> Result<Command, Failure> {
+/// What a running engine has for `programs.syscalls`; nothing if it doesn't say.
+fn syscalls_of(control: &str) -> String {
+    let told = inspect(control, STATS).ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    told.and_then(|v| v["engine"]["syscalls"].as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn command(
+    path: &Path,
+    program: &[OsString],
+    library: &Path,
+    control: &str,
+    dispatch: bool,
+) -> Result<Command, Failure> {
     let before = std::env::var("LD_PRELOAD").ok();
     let mut command = Command::new(path);
     command
@@ -142,6 +164,12 @@ fn command(path: &Path, program: &[OsString], library: &Path, control: &str) -> 
         .env("LD_PRELOAD", preload::variable(library, before.as_deref()))
         .env(ENV_SOCKET, control)
         .env(ENV_GROUP, format!("{:032x}", random()?));
+    if dispatch {
+        command.env(ENV_SYSCALLS, DISPATCH);
+    } else {
+        // One that `run` inherited is another program's.
+        command.env_remove(ENV_SYSCALLS);
+    }
     Ok(command)
 }
 

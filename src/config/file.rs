@@ -45,8 +45,17 @@ const INTERFACE_KEYS: &[&str] = &[
     "rings",
 ];
 const RING_KEYS: &[&str] = &["fill", "rx", "tx", "completion", "frames", "frame_bytes"];
-const PROGRAM_KEYS: &[&str] =
-    &["sockets", "connections", "rx_buffer", "tx_buffer", "buffer_pool", "spin", "loopback", "kernel_destinations"];
+const PROGRAM_KEYS: &[&str] = &[
+    "sockets",
+    "connections",
+    "rx_buffer",
+    "tx_buffer",
+    "buffer_pool",
+    "spin",
+    "loopback",
+    "syscalls",
+    "kernel_destinations",
+];
 const TCP_KEYS: &[&str] = &[
     "congestion",
     "ecn",
@@ -343,7 +352,18 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
         .validate()
         .map_err(|e| (Some(table.span()), format!("programs: {e} (sockets + queues x connections)")))?;
     let loopback = loopback.unwrap_or(if alone { Loopback::Stack } else { Loopback::Kernel });
-    Ok(Programs { sockets, connections, rx_buffer, tx_buffer, buffer_pool, spin, loopback, kernel_destinations })
+    let syscalls = s.text("syscalls", |t| choice(t, &Syscalls::NAMES))?.unwrap_or(Syscalls::Preload);
+    Ok(Programs {
+        sockets,
+        connections,
+        rx_buffer,
+        tx_buffer,
+        buffer_pool,
+        spin,
+        loopback,
+        syscalls,
+        kernel_destinations,
+    })
 }
 
 /// As Linux's tcp_ecn: 0, 2 and 1.

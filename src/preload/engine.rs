@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, OnceLock};
 
-use sidestep_client::shm::wire::{ENV_GROUP, ENV_SOCKET};
+use sidestep_client::shm::wire::{DISPATCH, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
 use sidestep_client::{Deadline, Session, Waiter, now_ns};
 
 use crate::errno::Errno;
@@ -20,6 +20,8 @@ pub struct Settings {
     pub group: String,
     /// The variable that loads this library.
     pub preload: Option<String>,
+    /// Whether all system calls are to be watched.
+    pub dispatch: bool,
 }
 
 static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
@@ -33,7 +35,9 @@ pub fn settings() -> Option<&'static Settings> {
     SETTINGS
         .get_or_init(|| {
             let socket = variable(ENV_SOCKET)?;
-            Some(Settings { socket, group: variable(ENV_GROUP).unwrap_or_default(), preload: variable("LD_PRELOAD") })
+            let dispatch = variable(ENV_SYSCALLS).is_some_and(|how| how == DISPATCH);
+            let (group, preload) = (variable(ENV_GROUP).unwrap_or_default(), variable("LD_PRELOAD"));
+            Some(Settings { socket, group, preload, dispatch })
         })
         .as_ref()
 }

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use crate::errno::{self, Errno};
 use crate::socket::{closed, install};
 use crate::table::{self, Entry};
-use crate::{engine, real};
+use crate::{engine, raw, real};
 
 /// Before `fd` is closed: takes its entry out, so that whoever gets the number next starts afresh.
 pub fn leave(fd: c_int) {
@@ -71,8 +71,9 @@ pub fn close_range(first: u32, last: u32, flags: c_int) -> Result<c_int, Errno> 
 
 fn raw_close_range(first: u32, last: u32, flags: c_int) -> Result<c_int, Errno> {
     // SAFETY: no pointers. What is closed is what the program asked for.
-    let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
-    if outcome < 0 { Err(Errno(errno::get())) } else { Ok(0) }
+    let outcome =
+        unsafe { raw::call(libc::SYS_close_range, &[first as usize, last as usize, flags as usize, 0, 0, 0]) };
+    if outcome < 0 { Err(Errno(-outcome as c_int)) } else { Ok(0) }
 }
 
 /// fcntl(2), around the kernel's call.

@@ -18,10 +18,14 @@
 //! What this library may not do inside a strange program: bring threads, a logger, or an allocator of its own; unwind
 //! into it; take a descriptor number that the program could expect for itself; cost anything where no socket is.
 //!
-//! Limits, with reasons in `docs/POSIX.md`: stdio on a socket's descriptor, execl(), SCM_RIGHTS of a stack socket, and
-//! system calls made without the C library reach the placeholder, not the stack.
+//! What the C library does inside itself, and what goes past it, is caught where it must be: `dispatch`.
+//!
+//! Limits, with reasons in `docs/POSIX.md`: stdio on a socket's descriptor, execl() and SCM_RIGHTS of a stack socket
+//! reach the placeholder, not the stack.
 
 mod address;
+mod calls;
+mod dispatch;
 mod engine;
 mod epoll;
 mod errno;
@@ -30,6 +34,7 @@ mod files;
 mod options;
 mod poll;
 mod process;
+mod raw;
 mod real;
 mod socket;
 mod table;
@@ -38,8 +43,11 @@ mod transfer;
 /// Runs when the library is loaded, before the program: reads what `sidestep run` left in the environment, and takes
 /// over what a program before exec passed on. Does nothing in a program that runs without an engine.
 extern "C" fn start() {
-    if engine::settings().is_some() {
+    if let Some(settings) = engine::settings() {
         process::adopt();
+        if settings.dispatch || dispatch::is_go() {
+            dispatch::switch_on();
+        }
     }
 }
 

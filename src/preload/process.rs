@@ -13,14 +13,14 @@ use std::ffi::CString;
 use std::os::fd::{FromRawFd, RawFd};
 
 use libc::pid_t;
-use sidestep_client::shm::wire::{ENV_GROUP, ENV_INHERIT, ENV_SOCKET};
+use sidestep_client::shm::wire::{DISPATCH, ENV_GROUP, ENV_INHERIT, ENV_SOCKET, ENV_SYSCALLS};
 use sidestep_client::{Fd, Session};
 
 use crate::engine::{self, Settings};
 use crate::errno::Errno;
 use crate::socket::{self, Socket};
 use crate::table::{self, Entry};
-use crate::{epoll, files, options, real};
+use crate::{dispatch, epoll, files, options, real};
 
 /// Entry of the table that goes through exec: descriptor, slot, cookie of the placeholder.
 type Passed = (i32, u32, u64);
@@ -39,9 +39,14 @@ pub fn fork(call: impl FnOnce() -> pid_t) -> pid_t {
     let _epolls = epoll::hold_all();
     let slots = socket::slots_in_use();
     let _pool = socket::hold_pool();
+    let handler = dispatch::hold();
     let session = engine::session();
     let ticket = session.map(|s| s.prepare_fork(&mut slots.iter().copied()));
     let pid = call();
+    drop(handler);
+    if pid == 0 {
+        dispatch::forked_child();
+    }
     let (Some(session), Some(ticket)) = (session, ticket) else {
         if pid == 0 {
             engine::next_epoch();
@@ -172,6 +177,9 @@ fn environment_for(
     // A program that starts others with an environment of its own making still starts them on the engine.
     if let Some(preload) = settings.preload.as_ref().filter(|_| !has("LD_PRELOAD")) {
         add.push(format!("LD_PRELOAD={preload}"));
+    }
+    if settings.dispatch && !has(ENV_SYSCALLS) {
+        add.push(format!("{ENV_SYSCALLS}={DISPATCH}"));
     }
     if !has(ENV_SOCKET) {
         add.push(format!("{ENV_SOCKET}={}", settings.socket));
@@ -350,7 +358,8 @@ mod tests {
 
     #[test]
     fn an_environment_keeps_the_engine_and_loses_old_descriptors() {
-        let settings = Settings { socket: "/s".into(), group: "7".into(), preload: Some("/p.so".into()) };
+        let settings =
+            Settings { socket: "/s".into(), group: "7".into(), preload: Some("/p.so".into()), dispatch: true };
         let given: Vec<CString> =
             ["A=1", "SIDESTEP_INHERIT=1:2", "SIDESTEP_GROUP=9"].map(|s| CString::new(s).unwrap()).into();
         let made = environment_for(&settings, None, given.iter().map(|s| s.as_ptr()).collect(), Some((20, 21)));
@@ -362,7 +371,14 @@ mod tests {
             .collect();
         assert_eq!(
             texts,
-            ["A=1", "SIDESTEP_GROUP=9", "LD_PRELOAD=/p.so", "SIDESTEP_SOCKET=/s", "SIDESTEP_INHERIT=20:21"]
+            [
+                "A=1",
+                "SIDESTEP_GROUP=9",
+                "LD_PRELOAD=/p.so",
+                "SIDESTEP_SYSCALLS=dispatch",
+                "SIDESTEP_SOCKET=/s",
+                "SIDESTEP_INHERIT=20:21"
+            ]
         );
     }
 

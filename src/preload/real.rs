@@ -11,7 +11,8 @@ use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, sockaddr, socklen_t, timespec,
+    addrinfo, epoll_event, fd_set, hostent, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, sockaddr,
+    socklen_t, timespec,
 };
 use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, size_t, ssize_t, timeval};
 
@@ -23,6 +24,23 @@ fn look_up(name: &CStr, kept: &AtomicPtr<c_void>) -> *mut c_void {
     found
 }
 
+/// What a call returns whose function is missing.
+trait Missing {
+    const MISSING: Self;
+}
+
+impl Missing for c_int {
+    const MISSING: Self = -1;
+}
+
+impl Missing for ssize_t {
+    const MISSING: Self = -1;
+}
+
+impl<T> Missing for *mut T {
+    const MISSING: Self = core::ptr::null_mut();
+}
+
 macro_rules! real {
     ($($name:ident($($arg:ident: $type:ty),* $(; $($rest:ident: $rest_type:ty),+)?) -> $ret:ty;)+) => {$(
         #[doc = concat!("The C library's `", stringify!($name), "`.")]
@@ -30,7 +48,7 @@ macro_rules! real {
         /// # Safety
         /// As the manual page says.
         #[inline]
-        #[allow(non_snake_case, reason = "the C library's name")]
+        #[allow(non_snake_case, clippy::too_many_arguments, reason = "the C library's")]
         pub unsafe fn $name($($arg: $type,)* $($($rest: $rest_type),+)?) -> $ret {
             static KEPT: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
             let mut found = KEPT.load(Ordering::Relaxed);
@@ -42,7 +60,7 @@ macro_rules! real {
                 found = look_up(NAME, &KEPT);
                 if found.is_null() {
                     crate::errno::set(libc::ENOSYS);
-                    return -1;
+                    return Missing::MISSING;
                 }
             }
             // SAFETY: the C library's function of that name has this type; what is asked of arguments is the caller's.
@@ -104,6 +122,36 @@ real! {
     fork() -> pid_t;
     _Fork() -> pid_t;
     fclose(stream: *mut libc::FILE) -> c_int;
+    getaddrinfo(node: *const c_char, service: *const c_char, hints: *const addrinfo, out: *mut *mut addrinfo)
+        -> c_int;
+    getnameinfo(address: *const sockaddr, len: socklen_t, host: *mut c_char, host_len: socklen_t,
+        service: *mut c_char, service_len: socklen_t, flags: c_int) -> c_int;
+    gethostbyname(name: *const c_char) -> *mut hostent;
+    gethostbyname2(name: *const c_char, family: c_int) -> *mut hostent;
+    gethostbyaddr(address: *const c_void, len: socklen_t, family: c_int) -> *mut hostent;
+    gethostbyname_r(name: *const c_char, out: *mut hostent, buffer: *mut c_char, room: size_t,
+        found: *mut *mut hostent, error: *mut c_int) -> c_int;
+    gethostbyname2_r(name: *const c_char, family: c_int, out: *mut hostent, buffer: *mut c_char, room: size_t,
+        found: *mut *mut hostent, error: *mut c_int) -> c_int;
+    gethostbyaddr_r(address: *const c_void, len: socklen_t, family: c_int, out: *mut hostent, buffer: *mut c_char,
+        room: size_t, found: *mut *mut hostent, error: *mut c_int) -> c_int;
+    res_query(name: *const c_char, class: c_int, kind: c_int, answer: *mut u8, room: c_int) -> c_int;
+    res_search(name: *const c_char, class: c_int, kind: c_int, answer: *mut u8, room: c_int) -> c_int;
+    res_querydomain(name: *const c_char, domain: *const c_char, class: c_int, kind: c_int, answer: *mut u8,
+        room: c_int) -> c_int;
+    res_send(question: *const u8, len: c_int, answer: *mut u8, room: c_int) -> c_int;
+    res_nquery(state: *mut c_void, name: *const c_char, class: c_int, kind: c_int, answer: *mut u8, room: c_int)
+        -> c_int;
+    res_nsearch(state: *mut c_void, name: *const c_char, class: c_int, kind: c_int, answer: *mut u8, room: c_int)
+        -> c_int;
+    res_nquerydomain(state: *mut c_void, name: *const c_char, domain: *const c_char, class: c_int, kind: c_int,
+        answer: *mut u8, room: c_int) -> c_int;
+    res_nsend(state: *mut c_void, question: *const u8, len: c_int, answer: *mut u8, room: c_int) -> c_int;
+    pthread_create(thread: *mut libc::pthread_t, attributes: *const libc::pthread_attr_t,
+        run: extern "C-unwind" fn(*mut c_void) -> *mut c_void, argument: *mut c_void) -> c_int;
+    sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int;
+    sigprocmask(how: c_int, set: *const sigset_t, old: *mut sigset_t) -> c_int;
+    pthread_sigmask(how: c_int, set: *const sigset_t, old: *mut sigset_t) -> c_int;
     daemon(stay: c_int, keep: c_int) -> c_int;
     execve(path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int;
     execvpe(file: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int;

@@ -29,6 +29,10 @@ pub const ENV_SOCKET: &str = "SIDESTEP_SOCKET";
 pub const ENV_GROUP: &str = "SIDESTEP_GROUP";
 /// Environment, across exec only: number of the descriptor that is this process's control connection.
 pub const ENV_INHERIT: &str = "SIDESTEP_INHERIT";
+/// "dispatch": every system call of the program is watched, not only those that it makes through the C library.
+pub const ENV_SYSCALLS: &str = "SIDESTEP_SYSCALLS";
+/// Its value.
+pub const DISPATCH: &str = "dispatch";
 
 /// From a program or a tool to the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

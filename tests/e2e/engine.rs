@@ -160,8 +160,14 @@ impl<'a> Engine<'a> {
     /// A command that runs `program` on this engine.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.command_with(&[], program)
+    }
+
+    /// The same with more options of `run`.
+    #[must_use]
+    pub fn command_with(&self, options: &[&str], program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.space.command(&self.binary);
-        command.arg("run").arg("--attach").arg(&self.control).arg("--").arg(program);
+        command.arg("run").args(options).arg("--attach").arg(&self.control).arg("--").arg(program);
         command
     }
 

@@ -39,6 +39,7 @@ const PROGRAMS: &[Package] = &[
     Package("python3-minimal", Sign::File("/usr/bin/python3"), "http.server, asyncio, probes of socket calls"),
     Package("redis-server", Sign::Program("redis-server"), "redis"),
     Package("redis-tools", Sign::Program("redis-cli"), "redis-cli, redis-benchmark"),
+    Package("dnsmasq-base", Sign::Program("dnsmasq"), "a name server"),
     Package("iperf3", Sign::Program("iperf3"), "bulk data"),
     Package("netcat-openbsd", Sign::Program("nc"), "nc"),
 ];

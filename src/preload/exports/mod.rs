@@ -3,14 +3,17 @@
 //! Each asks the descriptor table whether the stack is concerned; if not, it is the C library's call and nothing else.
 //! What is done for the stack runs under [`guard`], so that nothing unwinds into the program.
 //!
-//! Not to be seen from here: what the C library calls inside itself (its resolver, stdio on a socket's descriptor,
-//! execl), and system calls made without it.
+//! Not to be seen from here: what the C library calls inside itself (stdio on a socket's descriptor, execl), and system
+//! calls made without it; for some of them there is [`crate::dispatch`].
 
 pub mod data;
 pub mod file;
 pub mod message;
+pub mod names;
 pub mod process;
+pub mod raw;
 pub mod socket;
+pub mod thread;
 pub mod wait;
 
 use core::ffi::c_int;
@@ -30,7 +33,7 @@ macro_rules! export {
         /// # Safety
         /// As the manual page says.
         #[cfg_attr(not(test), unsafe(no_mangle))]
-        #[allow(non_snake_case, reason = "the C library's name")]
+        #[allow(non_snake_case, clippy::too_many_arguments, reason = "the C library's")]
         pub unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $ret {
             // SAFETY: the caller keeps the C function's contract, and what is called here asks for no more.
             #[allow(unused_unsafe)]

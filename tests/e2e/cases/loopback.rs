@@ -21,7 +21,7 @@ pub const CASES: &[Case] = &[
 const HOSTS: [&str; 3] = ["127.0.0.1", "127.1.2.3", "[::1]"];
 
 /// An engine without an interface, with so many shards.
-fn alone(shards: u32) -> Setup {
+pub fn alone(shards: u32) -> Setup {
     Setup {
         interface: "none".into(),
         backend: "none".into(),
@@ -33,7 +33,7 @@ fn alone(shards: u32) -> Setup {
 }
 
 /// A namespace for an engine, so that its kernel has no listeners but ours.
-fn lab(name: &str) -> Result<(Lab, usize)> {
+pub fn lab(name: &str) -> Result<(Lab, usize)> {
     let mut lab = Lab::new(name)?;
     let space = lab.add_space('a')?;
     Ok((lab, space))

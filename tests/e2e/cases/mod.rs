@@ -10,8 +10,10 @@ mod house;
 mod life;
 mod loopback;
 mod misuse;
+mod names;
 mod pair;
 mod points;
+mod raw;
 mod server;
 mod shards;
 mod shared;
@@ -36,6 +38,8 @@ pub fn cases() -> Vec<Case> {
         life::CASES,
         loopback::CASES,
         misuse::CASES,
+        names::CASES,
+        raw::CASES,
         server::CASES,
         client::CASES,
         pair::CASES,

@@ -1,0 +1,73 @@
+//! System calls that programs make without the C library's functions.
+
+use super::loopback::{alone, lab};
+use super::{SHORT, case};
+use crate::engine::{Engine, total};
+use crate::harness::{Case, Options, Verdict};
+use crate::lab::Lab;
+use crate::program::{HELPER, TRANSFER};
+use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
+use std::process::Command;
+
+pub const CASES: &[Case] = &[
+    case("raw::by_function", &["cc"], SHORT, by_function),
+    case("raw::by_instruction", &["cc"], SHORT, by_instruction),
+    case("raw::static_programs_are_refused", &["cc"], SHORT, static_programs),
+];
+
+const SAID: &str = "thread\nfork\n3900000 bytes\nvfork\ndone\n";
+
+/// Builds raw.c.
+fn build(lab: &Lab, name: &str, options: &[&str]) -> Result<PathBuf> {
+    let (source, program) = (lab.file("raw.c"), lab.file(name));
+    std::fs::write(&source, include_str!("raw.c"))?;
+    let mut line = Command::new("cc");
+    line.args(["-O2", "-Wall", "-pthread", "-o"]).arg(&program).arg(&source).args(options);
+    lab.must(&mut line, TRANSFER)?;
+    Ok(program)
+}
+
+/// Runs it with `options` of `run`. Gives the connections that the stack accepted meanwhile.
+fn run(lab: &Lab, engine: &Engine<'_>, options: &[&str], program: &PathBuf, how: &str) -> Result<(String, u64)> {
+    let before = accepted(engine)?;
+    let mut line = engine.command_with(options, program);
+    let said = lab.must(line.arg(how), TRANSFER)?;
+    Ok((said, accepted(engine)? - before))
+}
+
+fn accepted(engine: &Engine<'_>) -> Result<u64> {
+    total(&engine.stats()?, "tcp_opened_passive").context("tcp_opened_passive in stats")
+}
+
+fn by_function(_: &Options) -> Result<Verdict> {
+    let (lab, space) = lab("rawf")?;
+    let engine = Engine::start(&lab, lab.space(space), "engine", &alone(1))?;
+    let program = build(&lab, "raw", &[])?;
+    for options in [&[][..], &["--syscalls", "dispatch"]] {
+        let (said, connections) = run(&lab, &engine, options, &program, "function")?;
+        ensure!(said == SAID && connections == 2, "{options:?}: {connections} connections, {said}");
+    }
+    Ok(Verdict::Passed)
+}
+
+fn by_instruction(_: &Options) -> Result<Verdict> {
+    let (lab, space) = lab("rawi")?;
+    let engine = Engine::start(&lab, lab.space(space), "engine", &alone(1))?;
+    let program = build(&lab, "raw", &[])?;
+    let (said, connections) = run(&lab, &engine, &["--syscalls", "dispatch"], &program, "instruction")?;
+    ensure!(said == SAID && connections == 2, "{connections} connections, {said}");
+    // Without it nothing is caught: what docs/POSIX.md says.
+    let (said, connections) = run(&lab, &engine, &[], &program, "instruction")?;
+    ensure!(said == SAID && connections == 0, "{connections} connections, {said}");
+    Ok(Verdict::Passed)
+}
+
+fn static_programs(_: &Options) -> Result<Verdict> {
+    let (lab, space) = lab("rawstatic")?;
+    let engine = Engine::start(&lab, lab.space(space), "engine", &alone(1))?;
+    let program = build(&lab, "rawstatic", &["-static"])?;
+    let ended = lab.run(engine.command(&program).arg("function"), HELPER)?;
+    ensure!(ended.code() == 126 && ended.stderr.contains("statically linked"), "{} {}", ended.code(), ended.stderr);
+    Ok(Verdict::Passed)
+}

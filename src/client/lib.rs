@@ -54,5 +54,5 @@ pub use rustix::io::Errno;
 pub use session::{ForkTicket, Handover, InProcess, Session};
 pub use sidestep_shm as shm;
 pub use socket::Number;
-pub use sys::{Deadline, Fd, now_ns};
+pub use sys::{Deadline, Fd, confine, is_confined, now_ns, yield_now};
 pub use waiter::{Waiter, wait};

@@ -4,7 +4,7 @@
 //! library replaces.
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
@@ -129,6 +129,31 @@ pub(crate) fn timespec(ns: u64) -> Timespec {
     Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ }
 }
 
+/// Set once the program has put itself under a system call filter (seccomp).
+static CONFINED: AtomicBool = AtomicBool::new(false);
+
+/// The program is about to filter its own system calls. Filters of programs that talk over sockets allow what such a
+/// program needs itself: read, write, close, poll. From here on waiting keeps to these, because any other call could
+/// end the process. What needs more (a new event queue, fork, exec, bind) fails as the filter decides.
+pub fn confine() {
+    CONFINED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`confine`] was called.
+#[must_use]
+pub fn is_confined() -> bool {
+    CONFINED.load(Ordering::Relaxed)
+}
+
+/// Lets whoever shares this core run, unless a filter may forbid to say so.
+pub fn yield_now() {
+    if is_confined() {
+        core::hint::spin_loop();
+    } else {
+        rustix::thread::sched_yield();
+    }
+}
+
 /// Waits that get longer: spins, then yields, then naps of 50 µs, so that a lock's holder on the same core, or one of
 /// lower priority, gets to run.
 pub(crate) struct Patience {
@@ -146,7 +171,7 @@ impl Patience {
         self.rounds = self.rounds.saturating_add(1);
         match self.rounds {
             0..32 => core::hint::spin_loop(),
-            32..64 => rustix::thread::sched_yield(),
+            32..64 => yield_now(),
             _ => {
                 let now = now_ns();
                 if self.since == 0 {
@@ -155,7 +180,8 @@ impl Patience {
                 if now.saturating_sub(self.since) > limit_ns {
                     return false;
                 }
-                let _ = rustix::thread::nanosleep(&timespec(50_000));
+                // poll() and not nanosleep(): see `confine`.
+                let _ = rustix::event::poll(&mut [], Some(&timespec(50_000)));
             }
         }
         true

@@ -17,13 +17,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use sidestep_shm::layout::{EventQueue, MAX_EVENT_QUEUES};
 use sidestep_shm::wire::Request;
 
 use crate::readiness::{POLLERR, POLLHUP};
 use crate::session::Session;
-use crate::sys::{Deadline, Fd, move_high, now_ns, timespec};
+use crate::sys::{Deadline, Fd, is_confined, move_high, now_ns, timespec, yield_now};
 
 /// Longest sleep in one piece, in nanoseconds: then the engine's heartbeat is looked at.
 const NAP_NS: u64 = 1_000_000_000;
@@ -44,8 +44,12 @@ impl Waiter {
     /// Claims an event queue and tells the engine how to ring it.
     ///
     /// # Errors
-    /// ENOSPC: all queues of the group are taken. EMFILE. ENETDOWN: the engine is gone.
+    /// ENOSPC: all queues of the group are taken. EMFILE. ENETDOWN: the engine is gone. EPERM: after
+    /// [`confine`](crate::confine).
     pub fn new(session: &Session) -> Result<Self, Errno> {
+        if is_confined() {
+            return Err(Errno::PERM);
+        }
         let (queue, shared) = claim(session)?;
         Self::register(session, queue).inspect_err(|_| shared.owner.store(0, Ordering::Release))
     }
@@ -120,7 +124,8 @@ impl Waiter {
     /// After that poll(): takes the ring back. Harvest next.
     pub fn awake(&self, session: &Session) {
         let mut one = [0u8; 8];
-        while matches!(rustix::net::recv(&self.bell, &mut one, RecvFlags::DONTWAIT), Ok(_) | Err(Errno::INTR)) {}
+        // The bell doesn't block. read() and not recv(): see `sys::confine`. A bell whose other end is gone reads 0.
+        while matches!(rustix::io::read(&self.bell, &mut one), Ok(1..) | Err(Errno::INTR)) {}
         if let Some(shared) = self.shared(session) {
             self.leave(shared);
         }
@@ -234,7 +239,7 @@ fn spin(session: &Session, deadline: Option<Deadline>, look: &dyn Fn() -> u32) -
         }
         // On few cores the engine shares this one: nothing can come before it has run. On many, it costs a few hundred
         // nanoseconds of waiting time.
-        rustix::thread::sched_yield();
+        yield_now();
         let found = look();
         if found != 0 {
             return found;
@@ -277,7 +282,10 @@ fn doze(session: &Session, waiter: &Waiter, ns: u64) -> Result<(), Errno> {
         PollFd::from_borrowed_fd(waiter.fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(session.control(), PollFlags::empty()),
     ];
-    match rustix::event::poll(&mut fds, Some(&timespec(ns))) {
+    // poll() refuses more descriptors than RLIMIT_NOFILE, and confined programs like to set it to the one that they
+    // have; the heartbeat then has to tell that the engine is gone.
+    let asked = if is_confined() { &mut fds[..1] } else { &mut fds[..] };
+    match rustix::event::poll(asked, Some(&timespec(ns))) {
         Ok(_) => {
             if fds[1].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
                 session.mark_dead();

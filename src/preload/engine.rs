@@ -194,6 +194,13 @@ pub fn with_waiter<R>(session: &Session, with: impl FnOnce(Option<&Waiter>) -> R
     }
 }
 
+/// Makes what this thread will need to wait, if this process has sockets of ours: while it still may.
+pub fn make_waiter() {
+    if let Some(session) = session() {
+        with_waiter(session, |_| ());
+    }
+}
+
 /// How long a wait without an event queue naps between looks, in nanoseconds.
 pub const NAP_NS: u64 = 1_000_000;
 

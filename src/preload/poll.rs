@@ -118,8 +118,13 @@ impl Set<'_> {
     /// Adds what the kernel has, after a sleep of `time` at most, to what [`Self::look`] found.
     fn merge(&mut self, time: &timespec, mask: *const sigset_t) -> Result<usize, Errno> {
         if self.has_kernel || time.tv_sec != 0 || time.tv_nsec != 0 {
+            // Without the places of the stack's sockets: ppoll() refuses sets that are longer than RLIMIT_NOFILE.
+            let mut set: Vec<pollfd> = self.kernel.iter().copied().filter(|p| p.fd >= 0).collect();
             // SAFETY: the vector's own length; the mask is the program's.
-            let n = unsafe { real::ppoll(self.kernel.as_mut_ptr(), self.kernel.len() as _, time, mask) };
+            let n = unsafe { real::ppoll(set.as_mut_ptr(), set.len() as _, time, mask) };
+            for (member, asked) in self.kernel.iter_mut().filter(|p| p.fd >= 0).zip(&set) {
+                member.revents = asked.revents;
+            }
             if n < 0 {
                 let error = Errno(errno::get());
                 return if self.count_ours() > 0 { Ok(self.count()) } else { Err(error) };
@@ -159,7 +164,7 @@ impl Set<'_> {
                 return self.merge(&self.zero(), core::ptr::null()).map(|n| n > 0);
             }
             // On few cores the engine shares this one: nothing can come before it has run.
-            rustix::thread::sched_yield();
+            sidestep_client::yield_now();
             if now - looked >= LOOK_EVERY_NS {
                 if self.has_kernel && self.merge(&self.zero(), core::ptr::null())? > 0 {
                     return Ok(true);
@@ -190,8 +195,9 @@ impl Set<'_> {
     /// Sleeps until something is ready; how many are, 0 at the deadline.
     fn sleep(&mut self, waiter: Option<&Waiter>, deadline: Option<u64>, mask: *const sigset_t) -> Result<usize, Errno> {
         let (first, members) = (self.kernel.len(), self.fds.len());
-        let hangup = pollfd { fd: self.session.control().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
-        self.kernel.push(hangup);
+        // A confined program may be down to one descriptor a call; then the engine's heartbeat has to do.
+        let control = if sidestep_client::is_confined() { -1 } else { self.session.control().as_raw_fd() };
+        self.kernel.push(pollfd { fd: control, events: libc::POLLRDHUP, revents: 0 });
         if let Some(waiter) = waiter {
             self.kernel.push(pollfd { fd: waiter.fd().as_raw_fd(), events: libc::POLLIN, revents: 0 });
             self.watch(waiter, true);

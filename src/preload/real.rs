@@ -11,7 +11,7 @@ use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    addrinfo, epoll_event, fd_set, hostent, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, sockaddr,
+    addrinfo, epoll_event, fd_set, hostent, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, rlimit, sigset_t, sockaddr,
     socklen_t, timespec,
 };
 use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, size_t, ssize_t, timeval};
@@ -119,6 +119,9 @@ real! {
         -> c_int;
     epoll_pwait2(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: *const timespec,
         mask: *const sigset_t) -> c_int;
+    prctl(option: c_int; a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
+    setrlimit(resource: c_int, limit: *const rlimit) -> c_int;
+    prlimit(pid: pid_t, resource: c_int, limit: *const rlimit, before: *mut rlimit) -> c_int;
     fork() -> pid_t;
     _Fork() -> pid_t;
     fclose(stream: *mut libc::FILE) -> c_int;

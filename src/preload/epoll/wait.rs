@@ -197,7 +197,7 @@ impl Epoll {
                 return false;
             }
             // On few cores the engine shares this one: nothing can come before it has run.
-            rustix::thread::sched_yield();
+            sidestep_client::yield_now();
             if now - looked >= LOOK_EVERY_NS {
                 // SAFETY: the caller's epoll descriptor; only polled.
                 let kernel = unsafe { BorrowedFd::borrow_raw(epfd) };

@@ -1,8 +1,8 @@
 //! fork, daemon, exec, posix_spawn.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{c_char, c_int, c_ulong};
 
-use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t};
+use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, rlimit};
 
 use super::{export, guard};
 use crate::{engine, process, real};
@@ -69,6 +69,43 @@ export! {
             return real::daemon(stay, keep);
         }
         guard(|| process::daemon(stay != 0, keep != 0))
+    }
+
+    /// prctl(2): the last moment before a program that locks itself in (sshd's and others' worker processes) may make
+    /// no system calls but the few that it needs itself. The rest of the arguments is passed on as it is; functions
+    /// with a variable number of arguments take them in the same registers.
+    fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
+        if option == libc::PR_SET_SECCOMP {
+            engine::make_waiter();
+            sidestep_client::confine();
+        }
+        real::prctl(option, a, b, c, d)
+    }
+
+    /// setrlimit(2): a program that allows itself no further descriptors must find what it needs to wait there already.
+    fn setrlimit(resource: c_int, limit: *const rlimit) -> c_int {
+        if resource == libc::RLIMIT_NOFILE as c_int {
+            engine::make_waiter();
+        }
+        real::setrlimit(resource, limit)
+    }
+
+    /// Alias of setrlimit in the C library.
+    fn setrlimit64(resource: c_int, limit: *const rlimit) -> c_int {
+        setrlimit(resource, limit)
+    }
+
+    /// prlimit(2).
+    fn prlimit(pid: pid_t, resource: c_int, limit: *const rlimit, before: *mut rlimit) -> c_int {
+        if resource == libc::RLIMIT_NOFILE as c_int && !limit.is_null() {
+            engine::make_waiter();
+        }
+        real::prlimit(pid, resource, limit, before)
+    }
+
+    /// Alias of prlimit in the C library.
+    fn prlimit64(pid: pid_t, resource: c_int, limit: *const rlimit, before: *mut rlimit) -> c_int {
+        prlimit(pid, resource, limit, before)
     }
 
     /// execve(2).

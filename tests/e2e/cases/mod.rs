@@ -14,6 +14,7 @@ mod names;
 mod pair;
 mod points;
 mod raw;
+mod programs;
 mod server;
 mod shards;
 mod shared;
@@ -42,6 +43,7 @@ pub fn cases() -> Vec<Case> {
         raw::CASES,
         server::CASES,
         client::CASES,
+        programs::CASES,
         pair::CASES,
         shards::CASES,
         shared::CASES,

@@ -34,6 +34,29 @@ impl Nginx {
         Ok(this)
     }
 
+    /// Makes it a proxy for the server at `origin`. Call before it is started.
+    ///
+    /// # Errors
+    /// When the configuration can't be written.
+    pub fn pass_to(&self, origin: SocketAddr) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        let upstream = format!("  upstream origin {{ server {origin}; keepalive 16; }}\n  server {{\n");
+        let location =
+            "    location / { proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection \"\"; }";
+        let text = text.replacen("  server {\n", &upstream, 1).replace("    location / { dav_methods PUT; }", location);
+        fs::write(self.config(), text)?;
+        Ok(())
+    }
+
+    /// Makes it go to the background by itself. Call before it is started.
+    ///
+    /// # Errors
+    /// When the configuration can't be written.
+    pub fn as_daemon(&self) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        Ok(fs::write(self.config(), text.replace("daemon off;", "daemon on;"))?)
+    }
+
     /// The folder that is served.
     #[must_use]
     pub fn files(&self) -> PathBuf {

@@ -1,20 +1,26 @@
 //! Unmodified servers on Sidestep, unmodified clients on the kernel.
 
-use super::{CURL, LONG, OURS, Pair, SHORT, at, case, python, seen, serves};
+use super::{CURL, LONG, OURS, PEER, Pair, SHORT, at, case, python, seen, serves, takes};
 use crate::engine::{Engine, Setup};
 use crate::files::{HUNDRED_MB, sha256, write_random};
 use crate::harness::{Case, Options, Verdict};
 use crate::lab::Lab;
+use crate::load::Connection;
 use crate::nginx::{Nginx, page};
 use crate::program::{HELPER, Program, TRANSFER, until};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub const CASES: &[Case] = &[
     case("server::nginx_serves_curl", &["nginx", "curl"], LONG, nginx_serves_curl),
     case("server::nginx_serves_wrk", &["nginx", "wrk"], SHORT, nginx_serves_wrk),
-    case("server::nginx_reloads", &["nginx"], SHORT, nginx_reloads),
+    case("server::nginx_reloads_under_load", &["nginx"], SHORT, nginx_reloads_under_load),
+    case("server::nginx_upgrades_under_load", &["nginx"], SHORT, nginx_upgrades_under_load),
+    case("server::nginx_proxies", &["nginx", "curl"], SHORT, nginx_proxies),
     case("server::python_http_server", &["curl"], SHORT, python_http_server),
     case("server::python_asyncio_echo", &[], SHORT, python_asyncio_echo),
     case("server::redis_server", &["redis-server", "redis-cli", "redis-benchmark"], SHORT, redis_server),
@@ -61,20 +67,117 @@ fn nginx_serves_wrk(_: &Options) -> Result<Verdict> {
     Ok(Verdict::Figure(format!("50 connections, requests/s: v4 {}, v6 {}", rates[0], rates[1])))
 }
 
-/// SIGHUP: new workers take over the listening sockets, old ones finish.
-fn nginx_reloads(_: &Options) -> Result<Verdict> {
-    let pair = Pair::new("reload")?;
+/// Four workers under a load of keep-alive connections that must not see a single failure while `meanwhile` runs.
+/// nginx closes keep-alive connections of workers that retire, between two answers; a client then connects anew.
+/// As a daemon: an nginx whose parent waits for it refuses to be upgraded.
+fn nginx_under_load(name: &str, meanwhile: impl Fn(&Pair, &Nginx) -> Result<()>) -> Result<Verdict> {
+    let pair = Pair::new(name)?;
     let engine = pair.engine(&Setup::default())?;
     let server = at(OURS[0], 8080);
-    let (nginx, program) = pair.nginx("nginx", engine.command(Nginx::program()), pair.b(), &[server])?;
-    for round in 0..3 {
-        let pid = std::fs::read_to_string(nginx.files().with_file_name("nginx.pid"))?;
-        pair.must(Command::new("kill").args(["-HUP", pid.trim()]))?;
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        let load = crate::load::Load { server, path: "/", connections: 4, requests: 400 };
-        crate::load::run(pair.b(), &load)
-            .with_context(|| format!("after reload {round}: {} {}", nginx.error_log(), program.stderr()))?;
+    let nginx = Nginx::lay_out(pair.lab.dir(), "nginx", &[server], 4)?;
+    nginx.as_daemon()?;
+    // Kept until the end: what is left of its process group ends with it, and the daemon leaves that group only later.
+    let mut starter = pair.lab.start("nginx", engine.command(Nginx::program()).args(nginx.arguments()))?;
+    starter.wait(HELPER)?.ok("nginx").with_context(|| nginx.error_log())?;
+    until(HELPER, || takes(pair.b(), server).then_some(())).with_context(|| nginx.error_log())?;
+    let stop = AtomicBool::new(false);
+    let answered = std::thread::scope(|scope| -> Result<u64> {
+        let clients: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| pair.b().inside(|| patient_client(server, &stop))?)).collect();
+        let outcome = meanwhile(&pair, &nginx);
+        stop.store(true, Ordering::Relaxed);
+        let mut answered = 0;
+        for client in clients {
+            answered += client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        outcome.map(|()| answered)
+    });
+    let answered = answered.with_context(|| nginx.error_log())?;
+    ensure!(answered > 100, "only {answered} requests were answered");
+    end_all(&nginx)?;
+    Ok(Verdict::Figure(format!("{answered} requests, none failed")))
+}
+
+/// Requests one after another until `stop`; how many were answered. A connection that the server closed after an
+/// answer it had said would be the last is no failure.
+fn patient_client(server: SocketAddr, stop: &AtomicBool) -> Result<u64> {
+    let mut answered = 0;
+    let mut connection = Connection::open(server)?;
+    let mut fresh = true;
+    while !stop.load(Ordering::Relaxed) {
+        match connection.get("/") {
+            Ok(_) => {
+                answered += 1;
+                fresh = false;
+            }
+            // An idle connection may be closed just when the next request leaves: HTTP asks clients to try again.
+            Err(_) if !fresh => {
+                connection = Connection::open(server)?;
+                fresh = true;
+            }
+            Err(error) => return Err(error.context("a request on a new connection failed")),
+        }
     }
+    Ok(answered)
+}
+
+fn master(nginx: &Nginx) -> Result<String> {
+    Ok(std::fs::read_to_string(nginx.files().with_file_name("nginx.pid"))?.trim().to_owned())
+}
+
+/// A quiet end, as an operator would ask for it.
+fn end_all(nginx: &Nginx) -> Result<()> {
+    let pid: i32 = master(nginx)?.parse()?;
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT)?;
+        until(HELPER, || rustix::process::test_kill_process(pid).is_err().then_some(()))
+            .context("nginx did not end")?;
+    }
+    Ok(())
+}
+
+/// SIGHUP: new workers take over the listening sockets, old ones finish.
+fn nginx_reloads_under_load(_: &Options) -> Result<Verdict> {
+    nginx_under_load("reload", |pair, nginx| {
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(500));
+            pair.must(Command::new("kill").args(["-HUP", &master(nginx)?]))?;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    })
+}
+
+/// SIGUSR2: a new master is executed and inherits the listening sockets; then the old one is told to go.
+fn nginx_upgrades_under_load(_: &Options) -> Result<Verdict> {
+    nginx_under_load("upgrade", |pair, nginx| {
+        std::thread::sleep(Duration::from_millis(500));
+        let old = master(nginx)?;
+        pair.must(Command::new("kill").args(["-USR2", &old]))?;
+        let is_new = || master(nginx).ok().filter(|pid| !pid.is_empty() && *pid != old);
+        until(HELPER, is_new).context("no new master after SIGUSR2")?;
+        std::thread::sleep(Duration::from_millis(500));
+        pair.must(Command::new("kill").args(["-QUIT", &old]))?;
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    })
+}
+
+/// proxy_pass to a server on the kernel, with keep-alive on both sides.
+fn nginx_proxies(options: &Options) -> Result<Verdict> {
+    let pair = Pair::new("proxy")?;
+    let engine = pair.engine(&Setup::default())?;
+    let (front, back) = (at(OURS[0], 8080), at(PEER[0], 8081));
+    let (origin, _back) = pair.nginx("origin", pair.b().command(Nginx::program()), pair.b(), &[back])?;
+    let big = origin.files().join("big");
+    write_random(&big, if options.quick { HUNDRED_MB / 10 } else { HUNDRED_MB }, 12)?;
+    let nginx = Nginx::lay_out(pair.lab.dir(), "front", &[front], 2)?;
+    nginx.pass_to(back)?;
+    let mut program = pair.lab.start("front", engine.command(Nginx::program()).args(nginx.arguments()))?;
+    serves(&mut program, pair.b(), front).with_context(|| nginx.error_log())?;
+    pair.both_ways(&|| pair.b().command("curl"), front, &origin, &big).with_context(|| nginx.error_log())?;
+    let load = crate::load::Load { server: front, path: "/", connections: 8, requests: 2000 };
+    crate::load::run(pair.b(), &load).with_context(|| nginx.error_log())?;
     Ok(Verdict::Passed)
 }
 

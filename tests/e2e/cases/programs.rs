@@ -288,7 +288,7 @@ fn iperf3_eight_streams(_: &Options) -> Result<Verdict> {
         let name = if sidestep_serves { "iperf-s" } else { "iperf-k" };
         let _server = iperf3_listen(&pair, name, roles.server("iperf3"), roles.address())?;
         for direction in [&["-P", "8", "-t", "2"][..], &["-P", "8", "-t", "2", "-R"]] {
-            let rate = iperf3_to(&pair, roles.client("iperf3"), roles.address(), direction)?;
+            let rate = iperf3_to(&pair.lab, roles.client("iperf3"), roles.address(), direction)?;
             figures.push(format!("{rate:.1}"));
         }
     }

@@ -303,3 +303,40 @@ fn a_pool_that_is_used_up_refuses_and_counts() {
     assert_eq!(shard.buffer_bytes, 1 << 19);
     assert!(shard.apps.buffers_refused > 0 && shard.apps.buffers_grown > 0);
 }
+
+/// socket.create_server(), one accept(), and out of its `with`: as Python's ftplib tests do for each transfer.
+#[test]
+fn what_an_accepted_connection_wrote_survives_the_listener() {
+    for shards in [1, 3] {
+        let mut pair = Pair::new(11, shards);
+        let [client, server] = [pair.hosts[0].attach(0).unwrap(), pair.hosts[1].attach(0).unwrap()];
+        let listener = server.open(kind::TCP4).unwrap();
+        server.bind(listener, "10.0.0.2:80".parse().unwrap(), 0).unwrap();
+        server.listen(listener, 16).unwrap();
+        let sockets = [(); 2].map(|()| client.open(kind::TCP4).unwrap());
+        for socket in sockets {
+            client.connect(socket, "10.0.0.2:80".parse().unwrap()).unwrap();
+        }
+        let until = pair.after(10);
+        pair.run(until);
+        let (accepted, from) = server.accept(listener).unwrap();
+        server.close(listener);
+        // A shard has seen that nobody holds the listener; before it hears back from the books, the rest happens.
+        for shard in pair.hosts[1].shards.iter() {
+            lock(shard).turn();
+        }
+        assert_eq!(send(&server, accepted, b"answer"), Ok(6));
+        server.close(accepted);
+        pair.hosts[1].take_notices();
+        let until = pair.after(10);
+        pair.run(until);
+        for socket in sockets {
+            if client.local_address(socket) == Some(from) {
+                assert_eq!(receive(&client, socket).unwrap(), b"answer");
+                assert_eq!(receive(&client, socket).unwrap(), b"");
+            } else {
+                assert_eq!(receive(&client, socket), Err(Errno::CONNRESET), "nobody accepted this one");
+            }
+        }
+    }
+}

@@ -395,22 +395,33 @@ impl Apps {
 
     /// As Linux: connections that nobody accepted are reset when their listener closes.
     fn reset_unaccepted(&mut self, stack: &mut Stack, now: Instant, group: u32, listening: u32) {
-        // By our own books: what stands in the ring may be damaged.
-        let waits = |s: &&Socket| match s.kind {
-            Kind::Stream(StreamSocket { queued, .. }) | Kind::Over { queued, .. } => {
-                s.group == group && queued.is_some_and(|(l, _)| l == listening)
+        let Some(shared_group) = self.view(group).map(|v| Arc::clone(&v.group)) else { return };
+        let region = shared_group.region();
+        let head = region.accept_ring(listening, self.shard).map_or(0, |r| r.head());
+        // Which connections wait is known by our own books: what stands in the ring may be damaged.
+        let waits = |s: &Socket| match s.kind {
+            Kind::Stream(StreamSocket { queued: Some((l, position)), .. })
+            | Kind::Over { queued: Some((l, position)), .. }
+                if s.group == group && l == listening =>
+            {
+                Some((s.slot, position))
             }
-            _ => false,
+            _ => None,
         };
-        let waiting: Vec<u32> = self.all().filter(waits).map(|s| s.slot).collect();
-        for slot in waiting {
-            let held = self.region(group).and_then(|r| r.slot(slot)).is_none_or(Slot::is_held);
+        let waiting: Vec<(u32, u64)> = self.all().filter_map(waits).collect();
+        for (slot, position) in waiting {
+            let held = region.slot(slot).is_none_or(Slot::is_held);
             if let Some(index) = self.index_of(group, slot) {
                 self.reap(index);
             }
-            if let Some(s) = self.stream_mut(group, slot)
-                && s.queued.is_some_and(|(l, _)| l == listening)
-                && !held
+            if held {
+                continue;
+            }
+            if position < head {
+                // Accepted, used and closed before the listener was: what it wrote is still to be sent. A program that
+                // only claims so gains nothing, the connection ends either way.
+                self.command(stack, now, &shared_group, slot);
+            } else if let Some(s) = self.stream_mut(group, slot)
                 && let Some(id) = s.id
             {
                 s.queued = None;

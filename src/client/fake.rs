@@ -284,7 +284,7 @@ impl Inner {
                 let address = sidestep_shm::slot::load_address(&self.slot(slot).local_address);
                 Reply::Done { address, port: self.slot(slot).local_port.load(Ordering::SeqCst) as u16 }
             }
-            Request::Inspect { .. } | Request::Info { .. } => failed(Errno::NOTSUP),
+            Request::Inspect { .. } | Request::Info { .. } | Request::Unlisten { .. } => failed(Errno::NOTSUP),
         };
         self.reply(fd, &reply, &[], &[]);
         true

@@ -94,6 +94,11 @@ impl Interests {
         self.find(socket, fd).map(|i| self.all[i as usize].kernel)
     }
 
+    /// What `fd` of `socket` is watched for, flags included.
+    pub fn events(&self, socket: u32, fd: i32) -> Option<u32> {
+        self.find(socket, fd).map(|i| self.all[i as usize].events)
+    }
+
     /// Whether `socket` is watched through any descriptor.
     pub fn watches(&self, socket: u32) -> bool {
         self.of_socket(socket).next().is_some()

@@ -55,4 +55,4 @@ pub use session::{ForkTicket, Handover, InProcess, Session};
 pub use sidestep_shm as shm;
 pub use socket::Number;
 pub use sys::{Deadline, Fd, confine, is_confined, now_ns, yield_now};
-pub use waiter::{Waiter, wait};
+pub use waiter::{Waiter, wait, wait_settled};

@@ -31,7 +31,7 @@ use crate::datagram::DatagramOptions;
 use crate::readiness::{POLLERR, POLLHUP, POLLIN, POLLOUT};
 use crate::session::Session;
 use crate::sys::Deadline;
-use crate::waiter::{Waiter, wait, wait_for};
+use crate::waiter::{Waiter, wait, wait_for, wait_settled};
 
 /// Event queues kept for the next waiting call; more are given back to the group.
 const IDLE_WAITERS: usize = 32;
@@ -216,7 +216,13 @@ impl Socket {
 
     pub(crate) fn connect(&self, remote: SocketAddr) -> io::Result<()> {
         match self.session().connect(self.slot, remote) {
-            Ok(()) if self.session().is_datagram(self.slot) => return Ok(()),
+            Ok(()) if self.session().is_datagram(self.slot) => {
+                self.client.with_waiter(|w| {
+                    wait_settled(self.session(), w, self.slot);
+                    Ok(())
+                })?;
+                return Ok(self.session().datagram_outcome(self.slot)?);
+            }
             Ok(()) | Err(Errno::ALREADY) if self.nonblocking.load(Ordering::Relaxed) => {
                 return Err(Errno::INPROGRESS.into());
             }

@@ -21,6 +21,8 @@ pub const POLLHUP: u32 = 0x10;
 pub const POLLRDNORM: u32 = 0x40;
 /// Set along with [`POLLOUT`].
 pub const POLLWRNORM: u32 = 0x100;
+/// Room for priority data: set along with [`POLLOUT`] of datagrams.
+pub const POLLWRBAND: u32 = 0x200;
 /// The peer's half is over.
 pub const POLLRDHUP: u32 = 0x2000;
 
@@ -42,7 +44,7 @@ impl Session {
         if is_udp(shared.kind.load(Ordering::Relaxed)) {
             return self.datagram_readiness(slot, shared, asked);
         }
-        if state & status::LISTENING != 0 && asked & request::STOP_READING == 0 {
+        if state & status::LISTENING != 0 {
             return if self.has_connections(slot) { IN } else { 0 };
         }
         self.stream_readiness(slot, shared, state, asked)
@@ -51,12 +53,14 @@ impl Session {
     /// tcp_poll().
     fn stream_readiness(&self, slot: u32, shared: &Slot, state: u32, asked: u32) -> u32 {
         let Some(tx) = self.region().tx_split(slot) else { return 0 };
-        let broken = state & (status::BROKEN | status::CLOSED) != 0;
+        let error = shared.error.load(Ordering::Acquire) != 0;
+        // The engine stores the error first: whoever sees it knows the rest.
+        let broken = state & (status::BROKEN | status::CLOSED) != 0 || error;
         let began = state & status::CONNECTED != 0 || asked & request::CONNECT != 0;
         let no_more_in = broken || state & status::PEER_FINISHED != 0 || asked & request::STOP_READING != 0;
         let no_more_out = broken || state & status::FINISHED != 0 || asked & request::FINISH != 0;
         let mut bits = 0;
-        if shared.error.load(Ordering::Acquire) != 0 {
+        if error {
             bits |= POLLERR;
         }
         if no_more_in && no_more_out || !began {
@@ -100,7 +104,7 @@ impl Session {
         }
         // sock_writeable(): half of the buffer is free.
         if writable(shared, tx.capacity()) >= tx.capacity() / 2 {
-            bits |= OUT;
+            bits |= OUT | POLLWRBAND;
         }
         bits
     }

@@ -167,7 +167,8 @@ impl Session {
     }
 
     /// connect(2), TCP: starts the handshake; `Ok` means started. Then wait for POLLOUT and ask
-    /// [`Self::connect_outcome`]. UDP: sets the peer; port 0 takes it away (AF_UNSPEC).
+    /// [`Self::connect_outcome`]. UDP: sets the peer; port 0 takes it away (AF_UNSPEC); then wait for
+    /// [`Self::has_settled`] and ask [`Self::datagram_outcome`].
     ///
     /// # Errors
     /// EALREADY: under way. EISCONN: connected. EAFNOSUPPORT, EINVAL (listening, or port 0), ENETDOWN. After a failed
@@ -213,6 +214,29 @@ impl Session {
         Ok(())
     }
 
+    /// Whether the engine has acted upon the last connect() of a datagram socket. From then on
+    /// [`Self::datagram_outcome`] tells.
+    #[must_use]
+    pub fn has_settled(&self, slot: u32) -> bool {
+        let Ok(shared) = self.slot(slot) else { return true };
+        let wanted = shared.options_version.load(Ordering::Relaxed);
+        shared.seen_version.load(Ordering::Acquire) == wanted || self.bury_if_dead(shared)
+    }
+
+    /// How the last connect() of a datagram socket went: the association holds, or there is none.
+    ///
+    /// # Errors
+    /// ENETUNREACH: no route. EADDRNOTAVAIL, ENETDOWN.
+    pub fn datagram_outcome(&self, slot: u32) -> Result<(), Errno> {
+        let shared = self.slot(slot)?;
+        let wanted = shared.wanted_remote_port.load(Ordering::Relaxed) != 0;
+        if !wanted || shared.status.load(Ordering::Acquire) & status::CONNECTED != 0 {
+            return Ok(());
+        }
+        shared.wanted_remote_port.store(0, Ordering::Release);
+        Err(take_error(shared).unwrap_or(Errno::NETUNREACH))
+    }
+
     /// How a connect() that was started went: `Ok(true)` connected, `Ok(false)` still under way.
     ///
     /// # Errors
@@ -230,6 +254,13 @@ impl Session {
         }
         let started = shared.request.load(Ordering::Relaxed) & request::CONNECT != 0;
         if started { Ok(false) } else { Err(Errno::NOTCONN) }
+    }
+
+    /// Whether a connection was tried and never came about.
+    #[must_use]
+    pub fn has_failed(&self, slot: u32) -> bool {
+        let broken = |now: u32| now & status::BROKEN != 0 && now & status::CONNECTED == 0;
+        self.is_alive() && self.slot(slot).is_ok_and(|s| broken(s.status.load(Ordering::Acquire)))
     }
 
     /// accept(2): takes a finished connection, held by this process when this returns. Shards take turns.
@@ -266,11 +297,15 @@ impl Session {
     /// shutdown(2).
     ///
     /// # Errors
-    /// ENOTCONN: neither connected nor on the way there (a listener may stop reading).
+    /// ENOTCONN: neither connected nor on the way there. A listener that stops reading stops listening.
     pub fn shutdown(&self, slot: u32, read: bool, write: bool) -> Result<(), Errno> {
         let shared = self.slot(slot)?;
         let now = shared.status.load(Ordering::Acquire);
         let asked = shared.request.load(Ordering::Relaxed);
+        if now & status::LISTENING != 0 {
+            // Reading is what makes it a listener.
+            return if read { self.call(&Request::Unlisten { slot }, None).map(drop) } else { Ok(()) };
+        }
         let mut bits = 0;
         if read {
             bits |= request::STOP_READING;
@@ -278,7 +313,7 @@ impl Session {
         if write {
             bits |= request::FINISH;
         }
-        let connected = now & (status::CONNECTED | status::LISTENING) != 0 || asked & request::CONNECT != 0;
+        let connected = now & status::CONNECTED != 0 || asked & request::CONNECT != 0;
         let over = now & (status::BROKEN | status::CLOSED) != 0;
         // Linux sets the flags of an unconnected UDP socket too, and reports ENOTCONN all the same.
         if connected || is_udp(shared.kind.load(Ordering::Relaxed)) {

@@ -207,6 +207,14 @@ pub fn wait(
     wait_for(session, waiter, &watch, &|| session.readiness(slot) & interest, deadline, interruptible)
 }
 
+/// Waits until the engine has acted upon the last connect() of the datagram socket in `slot`, which it does at once. No
+/// signal ends this.
+pub fn wait_settled(session: &Session, waiter: &Waiter, slot: u32) {
+    let watch = |on| if on { waiter.watch(session, slot) } else { waiter.unwatch(session, slot) };
+    // Without an error there is none to be had: no deadline, not interruptible.
+    let _ = wait_for(session, waiter, &watch, &|| u32::from(session.has_settled(slot)), None, false);
+}
+
 /// Waits until `look` finds something. `watch` turns watching on and off.
 pub(crate) fn wait_for(
     session: &Session,

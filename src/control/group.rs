@@ -125,6 +125,13 @@ impl Group {
             .is_some_and(|u| u.compare_exchange(0, user, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
+    /// The control thread no longer uses `slot`, which its programs still have open.
+    pub fn give_back(&self, slot: u32) {
+        if let Some(u) = self.users.get(slot as usize) {
+            let _ = u.compare_exchange(USED_BY_CONTROL, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     /// Who uses `slot`; see `users`.
     #[must_use]
     pub fn user(&self, slot: u32) -> u32 {

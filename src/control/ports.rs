@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use sidestep_shm::slot::option;
+
 /// TCP and UDP have port spaces of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -58,6 +60,13 @@ impl PortTable {
         self.claims.entry((protocol, port)).or_default().push(binding);
     }
 
+    /// Who listens on a port.
+    #[must_use]
+    pub fn listeners(&self, port: u16) -> Vec<(u32, u32)> {
+        let claims = self.claims.get(&(Protocol::Tcp, port)).into_iter().flatten();
+        claims.filter(|b| b.listening).map(|b| (b.group, b.slot)).collect()
+    }
+
     /// Marks the claim of a slot as listening; false when another listener is in the way.
     pub fn listen(&mut self, port: u16, group: u32, slot: u32) -> bool {
         let Some(claims) = self.claims.get_mut(&(Protocol::Tcp, port)) else { return false };
@@ -68,6 +77,21 @@ impl PortTable {
         });
         claims[mine].listening |= !clash;
         !clash
+    }
+
+    /// SO_REUSEADDR and SO_REUSEPORT of a claim as they are now (bits of [`option`]).
+    pub fn set_reuse(&mut self, protocol: Protocol, port: u16, (group, slot): (u32, u32), options: u32) {
+        let claims = self.claims.get_mut(&(protocol, port)).into_iter().flatten();
+        for claim in claims.filter(|b| (b.group, b.slot) == (group, slot)) {
+            claim.reuse_address = options & option::REUSE_ADDRESS != 0;
+            claim.reuse_port = options & option::REUSE_PORT != 0;
+        }
+    }
+
+    /// The claim of a slot listens no longer.
+    pub fn unlisten(&mut self, port: u16, group: u32, slot: u32) {
+        let claims = self.claims.get_mut(&(Protocol::Tcp, port)).into_iter().flatten();
+        claims.filter(|b| (b.group, b.slot) == (group, slot)).for_each(|b| b.listening = false);
     }
 
     /// Takes a claim out, and gives it back when it was the last on its port.

@@ -52,6 +52,7 @@ impl Books {
             }
             (Request::Listen { slot, backlog }, Some((group, _))) => self.listen(group, slot, backlog),
             (Request::Info { slot }, Some((group, _))) => self.info(group, slot),
+            (Request::Unlisten { slot }, Some((group, _))) => self.unlisten(group, slot),
             (Request::Hello { .. }, Some(_)) => Err(Errno::ISCONN),
             // A question of a tool; it needs no group, and only a connection can carry its answer.
             (Request::Inspect { .. }, _) => Err(Errno::OPNOTSUPP),
@@ -152,7 +153,6 @@ impl Books {
             if port == 0 { self.any_port(protocol, make)? } else { self.this_port(protocol, port, make)? };
         let at = ListenAddress { address: binding.address, port, ipv4: binding.ipv4, ipv6: binding.ipv6 };
         let reuse_port = binding.reuse_port;
-        let reuse = binding.reuse_address || reuse_port;
         self.ports.claim(protocol, port, binding);
         let book = Book { protocol, address, at, reuse_port, listening: false };
         if let Some(state) = self.group_mut(group) {
@@ -164,7 +164,7 @@ impl Books {
             in_shared.shard.store(home, Ordering::Release);
             let opened = shared.take(slot, USED_BY_CONTROL)
                 && self
-                    .ask(home as usize, |reply| Message::OpenDatagram { group, slot, at, reuse, reply })
+                    .ask(home as usize, |reply| Message::OpenDatagram { group, slot, at, reuse: reuse_port, reply })
                     .is_some_and(|r| r.is_ok());
             if !opened {
                 self.forget(group, slot);
@@ -201,8 +201,14 @@ impl Books {
         // close() goes through shared memory and may be on its way: whoever is in the way without a holder is gone.
         for (group, slot) in self.ports.in_the_way(protocol, port, &binding) {
             self.unheld(group, slot);
+            // SO_REUSEADDR and SO_REUSEPORT count as they stand now, not as they stood at bind().
+            let shared =
+                self.group(group).and_then(|g| Some(g.group.region().slot(slot)?.options.load(Ordering::Relaxed)));
+            if let Some(options) = shared {
+                self.ports.set_reuse(protocol, port, (group, slot), options);
+            }
         }
-        if !self.ports.is_free(protocol, port, &binding) {
+        if !self.ports.is_free(protocol, port, &binding) || self.is_used(protocol, port, &binding) {
             return Err(Errno::ADDRINUSE);
         }
         if self.settings.shared_address {
@@ -211,6 +217,16 @@ impl Books {
             })?);
         }
         Ok((port, binding))
+    }
+
+    /// Whether connections that outlived their listener, or TIME-WAIT, keep the port from a socket without SO_REUSEADDR
+    /// (socket(7)).
+    fn is_used(&self, protocol: Protocol, port: u16, new: &Binding) -> bool {
+        if protocol != Protocol::Tcp || new.reuse_address || new.reuse_port {
+            return false;
+        }
+        let address = new.address;
+        self.ask_all(|reply| Message::UsesPort { port, address, reply }).contains(&Some(true))
     }
 
     fn any_port(&mut self, protocol: Protocol, make: impl Fn() -> Binding) -> Result<(u16, Binding), Errno> {
@@ -244,6 +260,10 @@ impl Books {
         }
         let first_time = !book.listening;
         if first_time {
+            // As for bind(): a close() may be on its way.
+            for (group, slot) in self.ports.listeners(book.at.port) {
+                self.unheld(group, slot);
+            }
             if !self.ports.listen(book.at.port, group, slot) {
                 return Err(Errno::ADDRINUSE);
             }
@@ -285,6 +305,22 @@ impl Books {
         };
         let info = self.ask(shard, |reply| Message::Info { group, slot, reply }).flatten();
         info.map(|info| Reply::Info { info: *info }).ok_or(Errno::NOTCONN)
+    }
+
+    /// shutdown() of a listener: it stays bound, and listen() may follow (as in Linux, where this undoes listen()).
+    fn unlisten(&mut self, group: u32, slot: u32) -> Result<Reply, Errno> {
+        let state = self.group_mut(group).ok_or(Errno::BADF)?;
+        let shared = Arc::clone(&state.group);
+        let in_shared = shared.region().slot(slot).ok_or(Errno::BADF)?;
+        let book = state.books.get_mut(&slot).filter(|b| b.listening).ok_or(Errno::NOTCONN)?;
+        book.listening = false;
+        let port = book.at.port;
+        self.ports.unlisten(port, group, slot);
+        in_shared.tcp_state.store(TcpState::Closed as u32, Ordering::Relaxed);
+        in_shared.status.fetch_and(!(status::OPEN | status::LISTENING), Ordering::SeqCst);
+        self.ask_all(|reply| Message::CloseShared { group, slot, reply });
+        shared.give_back(slot);
+        Ok(done())
     }
 
     /// The last holder of a slot in the books is gone.
@@ -344,7 +380,10 @@ impl Books {
                 continue;
             }
             let used = protocol == Protocol::Tcp
-                && self.ask_all(|reply| Message::UsesPort { port, reply }).iter().any(|u| *u != Some(false));
+                && self
+                    .ask_all(|reply| Message::UsesPort { port, address: None, reply })
+                    .iter()
+                    .any(|u| *u != Some(false));
             if used {
                 self.leaving.push((protocol, port, binding));
             } else {

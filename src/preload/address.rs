@@ -6,6 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use libc::{sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
 
 use crate::errno::Errno;
+use crate::memory;
 
 /// What a program gave as an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,58 +22,92 @@ const SIN6_LEN_RFC2133: usize = 24;
 /// Reads an address that belongs to a socket of `domain`.
 ///
 /// # Errors
-/// EFAULT for a null pointer, EINVAL for a short length, EAFNOSUPPORT for the wrong family: bind(2), connect(2).
+/// EFAULT for a pointer that is none, EINVAL for a short length, EAFNOSUPPORT for the wrong family: bind(2), connect(2).
 ///
 /// # Safety
-/// `address` is null or points to `len` readable bytes.
+/// Nothing is asked of `address`: memory that can't be read is EFAULT.
 pub unsafe fn read(domain: c_int, address: *const sockaddr, len: socklen_t) -> Result<Given, Errno> {
-    let len = len as usize;
-    if address.is_null() {
-        return Err(Errno(libc::EFAULT));
+    // SAFETY: as for this function.
+    let (family, given) = unsafe { copy(address, len)? };
+    let need = if domain == libc::AF_INET { size_of::<sockaddr_in>() } else { SIN6_LEN_RFC2133 };
+    if family == libc::AF_UNSPEC {
+        return Ok(Given::Unspecified);
     }
-    if len < size_of::<libc::sa_family_t>() {
+    // An IPv6 socket takes IPv4 only in mapped form, and looks at the length first.
+    if (len as usize) < need {
         return Err(Errno(libc::EINVAL));
     }
-    // SAFETY: at least the family is there; callers' structures may lie at any address.
-    let family = c_int::from(unsafe { (&raw const (*address).sa_family).read_unaligned() });
-    match family {
-        libc::AF_UNSPEC => Ok(Given::Unspecified),
-        libc::AF_INET => {
-            if len < size_of::<sockaddr_in>() {
-                return Err(Errno(libc::EINVAL));
-            }
-            if domain != libc::AF_INET {
-                // An IPv6 socket takes IPv4 only in mapped form.
-                return Err(Errno(libc::EAFNOSUPPORT));
-            }
-            // SAFETY: long enough, by the check above.
-            let sin = unsafe { address.cast::<sockaddr_in>().read_unaligned() };
-            let ip = Ipv4Addr::from(sin.sin_addr.s_addr.to_ne_bytes());
-            Ok(Given::Inet(SocketAddr::new(IpAddr::V4(ip), u16::from_be(sin.sin_port))))
-        }
-        libc::AF_INET6 => {
-            if domain != libc::AF_INET6 {
-                return Err(Errno(libc::EAFNOSUPPORT));
-            }
-            if len < SIN6_LEN_RFC2133 {
-                return Err(Errno(libc::EINVAL));
-            }
-            // SAFETY: all-zero is a valid sockaddr_in6.
-            let mut sin6: sockaddr_in6 = unsafe { core::mem::zeroed() };
-            // SAFETY: no more than either side has.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    address.cast::<u8>(),
-                    (&raw mut sin6).cast::<u8>(),
-                    len.min(size_of::<sockaddr_in6>()),
-                );
-            }
-            let ip = Ipv6Addr::from(sin6.sin6_addr.s6_addr);
-            let port = u16::from_be(sin6.sin6_port);
-            Ok(Given::Inet(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, sin6.sin6_scope_id))))
-        }
+    match (domain, family) {
+        (libc::AF_INET, libc::AF_INET) => Ok(Given::Inet(inet(&given))),
+        (libc::AF_INET6, libc::AF_INET6) => Ok(Given::Inet(inet6(&given))),
         _ => Err(Errno(libc::EAFNOSUPPORT)),
     }
+}
+
+/// Reads the destination of a datagram from a socket of `domain`; None: the connected peer. Linux takes more here than
+/// in connect(): an IPv4 socket any address without a family, an IPv6 socket IPv4 in its own form.
+///
+/// # Errors
+/// As [`read`].
+///
+/// # Safety
+/// As [`read`].
+pub unsafe fn read_destination(
+    domain: c_int,
+    address: *const sockaddr,
+    len: socklen_t,
+) -> Result<Option<SocketAddr>, Errno> {
+    // SAFETY: as for this function.
+    let (family, given) = unsafe { copy(address, len)? };
+    let holds = |bytes: usize| if len as usize >= bytes { Ok(()) } else { Err(Errno(libc::EINVAL)) };
+    match (domain, family) {
+        (libc::AF_INET, _) => {
+            holds(size_of::<sockaddr_in>())?;
+            let known = matches!(family, libc::AF_INET | libc::AF_UNSPEC);
+            if known { Ok(Some(inet(&given))) } else { Err(Errno(libc::EAFNOSUPPORT)) }
+        }
+        (_, libc::AF_INET6) => holds(SIN6_LEN_RFC2133).map(|()| Some(inet6(&given))),
+        (_, libc::AF_INET) => {
+            holds(size_of::<sockaddr_in>())?;
+            let v4 = inet(&given);
+            let IpAddr::V4(ip) = v4.ip() else { return Ok(Some(v4)) };
+            Ok(Some(SocketAddr::new(ip.to_ipv6_mapped().into(), v4.port())))
+        }
+        (_, libc::AF_UNSPEC) => Ok(None),
+        _ => Err(Errno(libc::EINVAL)),
+    }
+}
+
+/// The program's structure and its family.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn copy(address: *const sockaddr, len: socklen_t) -> Result<(c_int, sockaddr_storage), Errno> {
+    let len = len as usize;
+    if len < size_of::<libc::sa_family_t>() || len > size_of::<sockaddr_storage>() {
+        return Err(Errno(libc::EINVAL));
+    }
+    memory::readable(address.cast(), len)?;
+    // SAFETY: all-zero is a valid sockaddr_storage; no more is copied than either side has.
+    unsafe {
+        let mut given: sockaddr_storage = core::mem::zeroed();
+        core::ptr::copy_nonoverlapping(address.cast::<u8>(), (&raw mut given).cast::<u8>(), len);
+        Ok((c_int::from(given.ss_family), given))
+    }
+}
+
+fn inet(given: &sockaddr_storage) -> SocketAddr {
+    // SAFETY: sockaddr_storage holds every socket address.
+    let sin = unsafe { &*core::ptr::from_ref(given).cast::<sockaddr_in>() };
+    let ip = Ipv4Addr::from(sin.sin_addr.s_addr.to_ne_bytes());
+    SocketAddr::new(IpAddr::V4(ip), u16::from_be(sin.sin_port))
+}
+
+fn inet6(given: &sockaddr_storage) -> SocketAddr {
+    // SAFETY: as above.
+    let sin6 = unsafe { &*core::ptr::from_ref(given).cast::<sockaddr_in6>() };
+    let ip = Ipv6Addr::from(sin6.sin6_addr.s6_addr);
+    SocketAddr::V6(SocketAddrV6::new(ip, u16::from_be(sin6.sin6_port), 0, sin6.sin6_scope_id))
 }
 
 /// The C structure for a socket of `domain`, and its length. IPv6 sockets show IPv4 in mapped form.
@@ -118,7 +153,7 @@ pub fn to_c(domain: c_int, endpoint: &SocketAddr) -> (sockaddr_storage, socklen_
 /// EFAULT when `len` is null although `address` is not, EINVAL for a negative length.
 ///
 /// # Safety
-/// `len` is null or points to a length, and `address` to that many writable bytes.
+/// Nothing is asked of the pointers: memory that can't be written is EFAULT.
 pub unsafe fn write(
     domain: c_int,
     endpoint: &SocketAddr,
@@ -128,16 +163,15 @@ pub unsafe fn write(
     if address.is_null() {
         return Ok(());
     }
-    if len.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
+    memory::writable(len.cast(), size_of::<socklen_t>())?;
     let (from, full) = to_c(domain, endpoint);
-    // SAFETY: by the caller's word; no more than either side has.
+    // SAFETY: looked at above and below; no more than either side has.
     unsafe {
         let room = len.read_unaligned();
         if room > i32::MAX as socklen_t {
             return Err(Errno(libc::EINVAL));
         }
+        memory::writable(address.cast(), room.min(full) as usize)?;
         core::ptr::copy_nonoverlapping((&raw const from).cast::<u8>(), address.cast::<u8>(), room.min(full) as usize);
         len.write_unaligned(full);
     }
@@ -172,7 +206,12 @@ mod tests {
         let p = (&raw const c).cast::<sockaddr>();
         // SAFETY: a whole structure.
         unsafe {
-            assert_eq!(read(libc::AF_INET6, p, len), Err(Errno(libc::EAFNOSUPPORT)));
+            assert_eq!(read(libc::AF_INET6, p, len), Err(Errno(libc::EINVAL)), "the length comes first");
+            let (six, long) = to_c(libc::AF_INET6, &"[::1]:5".parse().unwrap());
+            let six = (&raw const six).cast::<sockaddr>();
+            assert_eq!(read(libc::AF_INET, six, long), Err(Errno(libc::EAFNOSUPPORT)));
+            let mapped: SocketAddr = "[::ffff:1.2.3.4]:5".parse().unwrap();
+            assert_eq!(read_destination(libc::AF_INET6, p, len), Ok(Some(mapped)));
             assert_eq!(read(libc::AF_INET, p, len - 1), Err(Errno(libc::EINVAL)));
             assert_eq!(read(libc::AF_INET, core::ptr::null(), len), Err(Errno(libc::EFAULT)));
         }

@@ -231,6 +231,18 @@ pub fn wait(session: &Session, socket: &Socket, interest: u32, timeout_ns: u64) 
     if socket.generation() != generation { Err(Errno(libc::EBADF)) } else { Ok(bits != 0) }
 }
 
+/// Waits until the engine has acted upon connect() of the datagram socket in `slot`.
+pub fn wait_settled(session: &Session, slot: u32) {
+    with_waiter(session, |waiter| match waiter {
+        Some(waiter) => sidestep_client::wait_settled(session, waiter, slot),
+        None => {
+            while !session.has_settled(slot) {
+                rustix::thread::sched_yield();
+            }
+        }
+    });
+}
+
 /// A wait without an event queue.
 fn nap(session: &Session, slot: u32, interest: u32, deadline: Option<Deadline>) -> Result<u32, sidestep_client::Errno> {
     use sidestep_client::{POLLERR, POLLHUP};

@@ -31,6 +31,7 @@ mod epoll;
 mod errno;
 pub mod exports;
 mod files;
+mod memory;
 mod options;
 mod poll;
 mod process;

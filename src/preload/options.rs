@@ -10,8 +10,8 @@ use sidestep_client::shm::wire::INFO_BYTES;
 use sidestep_client::{Number, Session, Setting};
 
 use crate::errno::{self, Errno};
-use crate::real;
 use crate::socket::Socket;
+use crate::{memory, real};
 
 /// Bits of `Socket::wants`: control messages for recvmsg().
 pub mod wants {
@@ -266,16 +266,15 @@ pub unsafe fn get_undecided(
 /// # Safety
 /// As getsockopt.
 unsafe fn give_bytes(answer: &[u8], value: *mut c_void, len: *mut socklen_t) -> Result<(), Errno> {
-    if value.is_null() || len.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
-    // SAFETY: not null, and the caller's word.
+    memory::writable(len.cast(), size_of::<socklen_t>())?;
+    // SAFETY: looked at.
     unsafe {
         let room = len.read_unaligned();
         if room > i32::MAX as socklen_t {
             return Err(Errno(libc::EINVAL));
         }
         let n = room.min(answer.len() as socklen_t);
+        memory::writable(value.cast(), n as usize)?;
         core::ptr::copy_nonoverlapping(answer.as_ptr(), value.cast(), n as usize);
         len.write_unaligned(n);
     }

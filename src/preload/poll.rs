@@ -213,9 +213,9 @@ impl Set<'_> {
             let left = deadline.map_or(NAP_NS, |d| d.saturating_sub(now_ns()).min(NAP_NS));
             // Without an event queue: short naps.
             let left = if waiter.is_none() { left.min(engine::NAP_NS) } else { left };
-            let epolls = self.epolls();
-            let armed = epolls.iter().take_while(|e| e.arm()).count();
-            let ready = armed < epolls.len() || waiter.is_some_and(|w| !w.prepare_sleep(self.session));
+            let mut armed = Vec::new();
+            let ready = !self.epolls().into_iter().all(|e| e.arm(&mut armed))
+                || waiter.is_some_and(|w| !w.prepare_sleep(self.session));
             let time = if ready {
                 self.zero()
             } else {
@@ -225,7 +225,7 @@ impl Set<'_> {
             if let (Some(waiter), false) = (waiter, ready) {
                 waiter.awake(self.session);
             }
-            epolls[..armed].iter().for_each(|e| e.disarm());
+            armed.into_iter().for_each(Epoll::disarm);
             let found = match found {
                 Ok(found) => found,
                 Err(error) if self.look() == 0 => break Err(error),

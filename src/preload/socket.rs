@@ -474,10 +474,12 @@ pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option
             return Ok(Done::Here);
         }
         Err(sidestep_client::Errno::ALREADY) if !socket.nonblock.load(Ordering::Relaxed) => {}
-        other => other?,
+        Err(error) => return Err(failed(session, socket, error)),
+        Ok(()) => {}
     }
     if socket.is_datagram() {
-        return Ok(Done::Here);
+        engine::wait_settled(session, slot);
+        return session.datagram_outcome(slot).map(|()| Done::Here).map_err(Errno::from);
     }
     socket.connecting.store(true, Ordering::Release);
     if socket.nonblock.load(Ordering::Relaxed) {
@@ -492,10 +494,21 @@ pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option
             Ok(false) => {}
             other => {
                 socket.connecting.store(false, Ordering::Release);
-                return other.map(|_| Done::Here).map_err(Errno::from);
+                return other.map(|_| Done::Here).map_err(|error| failed(session, socket, error));
             }
         }
     }
+}
+
+/// connect() is about to report `error`. When it is the end of a handshake, the socket is as good as new, as in Linux.
+fn failed(session: &Session, socket: &'static Socket, error: sidestep_client::Errno) -> Errno {
+    if let Some(slot) = socket.claimed()
+        && session.has_failed(slot)
+    {
+        // Without a new slot the next call says why.
+        let _ = socket.renew(session);
+    }
+    error.into()
 }
 
 /// Gives a socket that is not connected to the kernel, because its destination is there. False: it can't go any more.
@@ -525,6 +538,7 @@ fn disconnect(session: &Session, socket: &'static Socket) -> Result<Done, Errno>
             0,
         );
         session.connect(slot, nowhere)?;
+        engine::wait_settled(session, slot);
     } else {
         session.abort(slot)?;
         socket.renew(session)?;

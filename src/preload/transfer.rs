@@ -11,7 +11,7 @@ use sidestep_client::{DatagramOptions, POLLIN, POLLOUT, Session};
 
 use crate::errno::{self, Errno};
 use crate::socket::Socket;
-use crate::{engine, real};
+use crate::{engine, memory, real};
 
 /// Most pieces of one call: UIO_MAXIOV.
 const MOST_PIECES: usize = 1024;
@@ -25,7 +25,7 @@ const COPY_BYTES: usize = 64 * 1024;
 /// Calls `with` with the buffers of `pieces` as slices to read from.
 ///
 /// # Errors
-/// EINVAL: too many. EFAULT: a null pointer.
+/// EINVAL: too many. EFAULT: a pointer that is none.
 ///
 /// # Safety
 /// As writev.
@@ -35,7 +35,7 @@ pub unsafe fn sources<R>(
     with: impl FnOnce(&mut [IoSlice<'_>]) -> Result<R, Errno>,
 ) -> Result<R, Errno> {
     // SAFETY: the caller's word.
-    let pieces = unsafe { checked(pieces, count)? };
+    let pieces = unsafe { checked(pieces, count, false)? };
     // SAFETY: readable, by the caller's word; not null, by `checked`.
     let slice = |p: &iovec| IoSlice::new(unsafe { core::slice::from_raw_parts(p.iov_base.cast(), p.iov_len) });
     let filled = || pieces.iter().filter(|p| p.iov_len > 0).map(slice);
@@ -61,7 +61,7 @@ pub unsafe fn targets<R>(
     with: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<R, Errno>,
 ) -> Result<R, Errno> {
     // SAFETY: the caller's word.
-    let pieces = unsafe { checked(pieces, count)? };
+    let pieces = unsafe { checked(pieces, count, true)? };
     // SAFETY: writable, by the caller's word; not null, by `checked`. Programs may hand over memory that was never
     // written; it is only written to here.
     let slice = |p: &iovec| IoSliceMut::new(unsafe { core::slice::from_raw_parts_mut(p.iov_base.cast(), p.iov_len) });
@@ -76,25 +76,29 @@ pub unsafe fn targets<R>(
     }
 }
 
+/// The pieces, and what they point to, looked at: to be read from, or (`write`) written to.
+///
 /// # Safety
-/// `pieces` points to `count` pieces.
-unsafe fn checked<'a>(pieces: *const iovec, count: usize) -> Result<&'a [iovec], Errno> {
+/// Nobody changes them meanwhile.
+unsafe fn checked<'a>(pieces: *const iovec, count: usize, write: bool) -> Result<&'a [iovec], Errno> {
     if count == 0 {
         return Ok(&[]);
     }
     if count > MOST_PIECES {
         return Err(Errno(libc::EINVAL));
     }
-    if pieces.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
-    // SAFETY: the caller's word.
+    memory::readable(pieces.cast(), count * size_of::<iovec>())?;
+    // SAFETY: looked at.
     let pieces = unsafe { core::slice::from_raw_parts(pieces, count) };
     if pieces.iter().any(|p| p.iov_len > isize::MAX as usize) {
         return Err(Errno(libc::EINVAL));
     }
-    if pieces.iter().any(|p| p.iov_base.is_null() && p.iov_len > 0) {
-        return Err(Errno(libc::EFAULT));
+    for piece in pieces {
+        if write {
+            memory::writable(piece.iov_base.cast(), piece.iov_len)?;
+        } else {
+            memory::readable(piece.iov_base.cast(), piece.iov_len)?;
+        }
     }
     Ok(pieces)
 }
@@ -143,9 +147,6 @@ pub fn receive(
         return Err(errno::AGAIN);
     }
     let total: usize = bufs.iter().map(|b| b.len()).sum();
-    if total == 0 {
-        return Ok(0);
-    }
     let peek = flags & libc::MSG_PEEK != 0;
     let how = (POLLIN, may_wait(socket, flags));
     let mut done = 0;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sidestep_shm::Slot;
 use sidestep_shm::slot::{kind, load_address, option, request, status, store_address};
-use sidestep_stack::{Error, Instant, ListenAddress, MtuDiscovery, Stack, Stream, TcpOptions};
+use sidestep_stack::{Error, Instant, ListenAddress, MtuDiscovery, Stack, Stream, TcpOptions, TcpState};
 
 use super::apps::{Apps, DatagramSocket, Kind, Listener, Socket, StreamSocket, token};
 use super::mailbox::{Message, Notice};
@@ -60,9 +60,12 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     let _ = reply.send(self.apps.open_datagram(&mut self.stack, group, slot, at, reuse));
                 }
                 Message::Neighbor(update) => self.stack.neighbor_update(now, update),
-                Message::UsesPort { port, reply } => {
+                Message::UsesPort { port, address, reply } => {
                     let mut used = false;
-                    self.stack.tcp_for_each(&mut |_, _, info| used |= info.local.port() == port);
+                    self.stack.tcp_for_each(&mut |_, _, info| {
+                        let here = address.is_none_or(|a| a == info.local.ip());
+                        used |= info.local.port() == port && here && info.state != TcpState::Listen;
+                    });
                     let _ = reply.send(used);
                 }
                 Message::Info { group, slot, reply } => {
@@ -105,6 +108,8 @@ impl Apps {
             Some(Kind::Stream(_)) => self.command_stream(stack, now, group, shared, index),
             Some(Kind::Datagram(_)) => self.command_datagram(stack, group, slot, shared, index),
             Some(Kind::Listener(_)) if !shared.is_held() => {
+                // Here at once, so that what the program does after close() finds it closed; elsewhere by the notice.
+                self.stop_listening(stack, now, index);
                 self.notices.push(Notice::Unheld { group: group.index, slot });
             }
             Some(Kind::Over { .. }) => self.reap(index),
@@ -269,10 +274,15 @@ impl Apps {
 
     fn command_datagram(&mut self, stack: &mut Stack, group: &Group, slot: u32, shared: &Slot, index: usize) {
         if !shared.is_held() {
+            // At once, so that a datagram that the program sends after close() finds nobody. Its slot comes back later.
+            if let Some(Socket { kind: Kind::Datagram(d), .. }) = self.get(index) {
+                stack.udp_close(d.id);
+            }
             self.notices.push(Notice::Unheld { group: group.index, slot });
             return;
         }
         let wants = shared.request.load(Ordering::Acquire);
+        let version = shared.options_version.load(Ordering::Acquire);
         let tx_tail = shared.tx_tail.load(Ordering::Acquire);
         let capacity = u64::from(group.region().geometry().tx_bytes);
         let remote = wanted_remote(shared);
@@ -301,8 +311,18 @@ impl Apps {
                         shared.status.fetch_and(!status::CONNECTED, Ordering::Release);
                     }
                 }
-                Err(error) => shared.error.store(errno(error), Ordering::Release),
+                Err(error) => {
+                    shared.error.store(errno(error), Ordering::Release);
+                    shared.status.fetch_and(!status::CONNECTED, Ordering::Release);
+                    if let Some(Socket { kind: Kind::Datagram(d), .. }) = self.at(index) {
+                        d.connected = false;
+                    }
+                    let _ = stack.udp_set_peer(id, None, self);
+                }
             }
+        }
+        if version != shared.seen_version.load(Ordering::Relaxed) {
+            shared.seen_version.store(version, Ordering::Release);
             self.notify(group.index, slot);
         }
         if to_send {
@@ -367,7 +387,7 @@ impl Apps {
         at: ListenAddress,
         reuse: bool,
     ) -> Result<(), Error> {
-        let id = stack.udp_open(token(group, slot), at, reuse)?;
+        let id = stack.udp_open_beside(token(group, slot), at, reuse)?;
         let socket = DatagramSocket { id, rx_head: 0, rx_tail: 0, tx_head: 0, tx_tail: 0, connected: false };
         self.insert(group, slot, Kind::Datagram(socket));
         Ok(())
@@ -376,11 +396,11 @@ impl Apps {
     fn close_shared(&mut self, stack: &mut Stack, now: Instant, group: u32, slot: u32) {
         let Some(index) = self.index_of(group, slot) else { return };
         match self.get(index).map(|s| &s.kind) {
-            Some(Kind::Listener(l)) => {
-                let id = l.id;
-                stack.tcp_unlisten(id);
+            Some(Kind::Listener(_)) => {
+                self.stop_listening(stack, now, index);
                 self.remove(index);
-                self.reset_unaccepted(stack, now, group, slot);
+                // Threads that wait in accept(), when it was shutdown() that ended it.
+                self.notify(group, slot);
             }
             Some(Kind::Datagram(d)) => {
                 stack.udp_close(d.id);
@@ -391,6 +411,15 @@ impl Apps {
             }
             Some(Kind::Stream(_)) | None => {}
         }
+    }
+
+    /// No new connections, and none of those that nobody accepted.
+    fn stop_listening(&mut self, stack: &mut Stack, now: Instant, index: usize) {
+        let Some(&Socket { group, slot, kind: Kind::Listener(Listener { id, .. }), .. }) = self.get(index) else {
+            return;
+        };
+        stack.tcp_unlisten(id);
+        self.reset_unaccepted(stack, now, group, slot);
     }
 
     /// As Linux: connections that nobody accepted are reset when their listener closes.
@@ -512,6 +541,7 @@ pub(crate) fn errno(error: Error) -> u32 {
     let errno = match error {
         Error::Refused => Errno::CONNREFUSED,
         Error::Reset => Errno::CONNRESET,
+        Error::BrokenPipe => Errno::PIPE,
         Error::Aborted => Errno::CONNABORTED,
         Error::TimedOut => Errno::TIMEDOUT,
         Error::HostUnreachable => Errno::HOSTUNREACH,

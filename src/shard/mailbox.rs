@@ -81,13 +81,15 @@ pub enum Message {
         group: u32,
         slot: u32,
         at: ListenAddress,
+        /// It shares what comes with others of its port by a hash: SO_REUSEPORT.
         reuse: bool,
         reply: SyncSender<Result<(), Error>>,
     },
     Neighbor(NeighborUpdate),
-    /// Whether any connection, TIME-WAIT included, has this local port.
+    /// Whether any connection, TIME-WAIT included, has this local port (at `address`, if one is given).
     UsesPort {
         port: u16,
+        address: Option<std::net::IpAddr>,
         reply: SyncSender<bool>,
     },
     /// TCP_INFO of a socket, as Linux's structure. None: the stack has it no more.

@@ -75,7 +75,9 @@ pub struct Slot {
     pub drops: AtomicU32,
     /// How far the stream has been sent, only while TCP_NOTSENT_LOWAT is set.
     pub tx_next: AtomicU64,
-    _engine_cold: [AtomicU32; 14],
+    /// Datagrams: the newest [`Self::options_version`] that the engine has acted upon; connect() waits for it.
+    pub seen_version: AtomicU32,
+    _engine_cold: [AtomicU32; 13],
 
     // ---- written by programs, cold --------------------------------------------------------------------------------
     /// Where `request::CONNECT` goes.
@@ -273,7 +275,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 48] = [
+        let words: [&AtomicU32; 49] = [
             &self.status,
             &self.request,
             &self.error,
@@ -294,6 +296,7 @@ impl Slot {
             &self.tx_blocks[1],
             &self.tcp_state,
             &self.drops,
+            &self.seen_version,
             &self.wanted_remote_port,
             &self.wanted_local_port,
             &self.kind,

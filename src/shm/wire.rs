@@ -8,6 +8,7 @@
 //! | `Hello` | | `Welcome` then route rules as payload | memfd, then one doorbell eventfd a shard |
 //! | `EventQueue` | a datagram socket that the engine writes to ring | `Done` | |
 //! | `Bind`, `Listen` | | `Done` with the address | |
+//! | `Unlisten` | | `Done` | |
 //! | `Adopt` (a forked child on the connection that its parent made for it) | | `Done` | |
 //! | `Info` | | `Info` | |
 //! | `Inspect` | | `Text` packets, the last one empty | |
@@ -52,6 +53,8 @@ pub enum Request {
     Inspect { what: u32 },
     /// TCP_INFO of the socket in `slot`.
     Info { slot: u32 },
+    /// shutdown() of the listening socket in `slot`: bound still, but it accepts nothing.
+    Unlisten { slot: u32 },
 }
 
 /// Values of `Request::Inspect::what`. Answers are JSON.
@@ -191,6 +194,7 @@ impl Request {
             Self::Listen { slot, backlog } => Encoded::new(5).put(slot.to_le_bytes()).put(backlog.to_le_bytes()),
             Self::Inspect { what } => Encoded::new(6).put(what.to_le_bytes()),
             Self::Info { slot } => Encoded::new(7).put(slot.to_le_bytes()),
+            Self::Unlisten { slot } => Encoded::new(8).put(slot.to_le_bytes()),
         }
     }
 
@@ -206,6 +210,7 @@ impl Request {
             5 => Self::Listen { slot: f.u32()?, backlog: f.u32()? },
             6 => Self::Inspect { what: f.u32()? },
             7 => Self::Info { slot: f.u32()? },
+            8 => Self::Unlisten { slot: f.u32()? },
             _ => return None,
         };
         f.0.is_empty().then_some(request)
@@ -267,6 +272,7 @@ mod tests {
             Request::Listen { slot: 3, backlog: 511 },
             Request::Inspect { what: inspect::STATS },
             Request::Info { slot: 70_000 },
+            Request::Unlisten { slot: 7 },
         ];
         for r in requests {
             let bytes = r.encode();

@@ -489,6 +489,8 @@ pub enum Error {
     Refused,
     /// ECONNRESET
     Reset,
+    /// EPIPE: a reset after the peer had finished its half.
+    BrokenPipe,
     /// ECONNABORTED
     Aborted,
     /// ETIMEDOUT

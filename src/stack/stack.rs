@@ -381,6 +381,16 @@ impl Stack {
         self.udp.open(token, at, reuse)
     }
 
+    /// Opens a socket at a port that the host has decided about, beside those that are there. `reuse`: it shares what
+    /// comes with others that do (SO_REUSEPORT); among those that don't, the latest gets it (SO_REUSEADDR).
+    ///
+    /// # Errors
+    /// [`Error::AddressNotAvailable`]: not an address of ours. [`Error::NoBuffers`].
+    pub fn udp_open_beside(&mut self, token: Token, at: ListenAddress, reuse: bool) -> Result<SocketId, Error> {
+        self.check_listen_address(&at)?;
+        self.udp.open_beside(token, at, reuse)
+    }
+
     /// The address of a socket, as getsockname gives it.
     ///
     /// # Errors

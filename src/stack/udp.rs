@@ -1,7 +1,7 @@
 //! The table of UDP sockets: who gets a datagram, whose turn it is to send, what is to be told to whom.
 //!
 //! Most specific first: connected to the sender, then bound to the address, then bound to any. Sockets that share a
-//! port (`reuse`) share its datagrams by a hash of the sender.
+//! port (`reuse`) share its datagrams by a hash of the sender; of others at the same place the latest gets them.
 
 use crate::egress::Step;
 use crate::icmp::Report;
@@ -80,6 +80,15 @@ impl Udp {
         } else if self.conflicts(&at, reuse) {
             return Err(Error::AddressInUse);
         }
+        self.open_beside(token, at, reuse)
+    }
+
+    /// The same at a port that somebody else has decided about: whoever is there already stays beside it. `reuse`: the
+    /// sockets that say so share what comes by a hash (SO_REUSEPORT); among others the latest gets it (SO_REUSEADDR).
+    ///
+    /// # Errors
+    /// [`Error::NoBuffers`].
+    pub fn open_beside(&mut self, token: Token, at: ListenAddress, reuse: bool) -> Result<SocketId, Error> {
         self.generation = self.generation.wrapping_add(1);
         let socket = Socket {
             token,
@@ -184,14 +193,20 @@ impl Udp {
             }
         };
         let best = list.iter().filter_map(|&i| score(i)).max()?;
-        let mut equals = list.iter().copied().filter(|&i| score(i) == Some(best));
-        let count = equals.clone().count();
+        let equals = list.iter().copied().filter(|&i| score(i) == Some(best));
+        let latest = equals.clone().last()?;
+        let shares = |index: u32| self.sockets.get(index as usize).is_some_and(|s| s.as_ref().is_some_and(|s| s.reuse));
+        if !shares(latest) {
+            return self.id(latest);
+        }
+        let mut sharing = equals.filter(|&i| shares(i));
+        let count = sharing.clone().count();
         if count <= 1 {
-            return self.id(equals.next()?);
+            return self.id(latest);
         }
         #[allow(clippy::cast_possible_truncation, reason = "less than count")]
         let chosen = (self.hash(remote) % count as u64) as usize;
-        self.id(equals.nth(chosen)?)
+        self.id(sharing.nth(chosen)?)
     }
 
     /// Calls `f` for every socket that hears what is sent to the group or broadcast address `local`.

@@ -2,7 +2,8 @@
 //!
 //! Below: [`cleanup`] (nothing outlives us), [`program`] (programs with bounded waits), [`lab`] (namespaces), [`files`],
 //! [`nginx`], [`load`] (HTTP requests with latencies), [`engine`] (`sidestep up` and what it says of itself),
-//! [`harness`] (runs and counts). The tests themselves are in `cases`; `cargo xtask test` runs them.
+//! [`parity`] (transcripts compared), [`harness`] (runs and counts). The tests themselves are in `cases`; `cargo xtask
+//! test` runs them.
 
 // The rule that time is an argument is the engine's. Tests of real programs wait for real time.
 #![allow(clippy::disallowed_methods)]
@@ -16,6 +17,7 @@ pub mod hostile;
 pub mod lab;
 pub mod load;
 pub mod nginx;
+pub mod parity;
 pub mod program;
 
 pub use cases::cases;

@@ -41,6 +41,15 @@ const BELL: usize = 0;
 const KICK: usize = 1;
 const CONTROL: usize = 2;
 
+/// What may stand beside EPOLLEXCLUSIVE: epoll_ctl(2).
+const EXCLUSIVE_WITH: u32 = (libc::EPOLLIN
+    | libc::EPOLLOUT
+    | libc::EPOLLERR
+    | libc::EPOLLHUP
+    | libc::EPOLLWAKEUP
+    | libc::EPOLLET
+    | libc::EPOLLEXCLUSIVE) as u32;
+
 fn mark(which: usize) -> u64 {
     core::ptr::from_ref(&MARKS[which]) as u64
 }
@@ -70,6 +79,8 @@ struct Inner {
     calls: u32,
     looked_ns: u64,
     nested: Vec<Nested>,
+    /// Grows whenever something happened to one of the stack's sockets here: what edges of an outer instance follow.
+    news: u64,
     /// All were told that the engine is gone.
     buried: bool,
 }
@@ -81,6 +92,8 @@ struct Nested {
     fd: c_int,
     events: u32,
     data: u64,
+    /// `Inner::news` of it when it was reported last.
+    seen: u64,
 }
 
 struct Pool {
@@ -114,8 +127,11 @@ fn look(session: &Session, id: u32) -> Option<Look> {
     let slot = socket.claimed()?;
     let shared = session.region().slot(slot)?;
     let starved = socket.starved.load(Ordering::Relaxed);
-    let position = if session.is_listening(slot) { UNKNOWN } else { shared.rx_tail.load(Ordering::Acquire) };
-    Some(Look { bits: session.readiness(slot), position, starved })
+    let bits = session.readiness(slot);
+    // The end of the stream is news as a byte would be, and nothing comes after it.
+    let ended = u64::from(bits & sidestep_client::POLLRDHUP != 0);
+    let position = if session.is_listening(slot) { UNKNOWN } else { shared.rx_tail.load(Ordering::Acquire) + ended };
+    Some(Look { bits, position, starved })
 }
 
 /// A new instance for the descriptor `fd`.
@@ -139,6 +155,7 @@ pub fn created(fd: c_int) {
                 calls: 0,
                 looked_ns: 0,
                 nested: Vec::new(),
+                news: 0,
                 buried: false,
             }),
         }));
@@ -217,6 +234,19 @@ impl Epoll {
     ) -> Result<(), Errno> {
         let mut inner = lock(&self.inner);
         let watched = inner.interests.watched(socket.id, fd);
+        if let Some(event) = event
+            && operation != libc::EPOLL_CTL_DEL
+        {
+            let exclusive = |events: u32| events & libc::EPOLLEXCLUSIVE as u32 != 0;
+            let refused = match operation {
+                // Only with what a wake-up needs; one-shot and the peer's half are not among it.
+                libc::EPOLL_CTL_ADD => exclusive(event.events) && event.events & !EXCLUSIVE_WITH != 0,
+                _ => exclusive(event.events) || inner.interests.events(socket.id, fd).is_some_and(exclusive),
+            };
+            if refused {
+                return Err(Errno(libc::EINVAL));
+            }
+        }
         match (operation, watched, event) {
             (libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD, _, None) => Err(Errno(libc::EFAULT)),
             (libc::EPOLL_CTL_ADD, Some(_), _) => Err(Errno(libc::EEXIST)),
@@ -288,7 +318,7 @@ impl Epoll {
             && let (Some(Entry::Epoll(epoll)), Some(event)) = (table::get(fd), event)
             && !core::ptr::eq(epoll, self)
         {
-            inner.nested.push(Nested { epoll, fd, events: event.events, data: event.u64 });
+            inner.nested.push(Nested { epoll, fd, events: event.events, data: event.u64, seen: u64::MAX });
         }
         let after = inner.nested.len();
         self.ours.fetch_add(after, Ordering::AcqRel);
@@ -403,6 +433,7 @@ impl Epoll {
     pub fn poke(&self, socket: &Socket) {
         let mut inner = lock(&self.inner);
         inner.interests.mark(socket.id);
+        inner.news += 1;
         self.kick(&inner);
     }
 

@@ -48,11 +48,12 @@ impl Epoll {
             // No event queue: what is in the interest list is looked at when it is marked by this process only.
             let _ = self.wire(inner, session, epfd);
         }
-        let Inner { interests, waiter, buried, .. } = inner;
+        let Inner { interests, waiter, buried, news, .. } = inner;
         if let Some(waiter) = waiter.existing() {
             waiter.harvest(session, usize::MAX, |slot| {
                 if let Some(id) = socket::id_of_slot(slot) {
                     interests.mark(id);
+                    *news += 1;
                 }
             });
         }
@@ -67,28 +68,60 @@ impl Epoll {
     fn collect(&self, inner: &mut Inner, epfd: c_int, out: &mut [epoll_event]) -> usize {
         let Some(session) = self.harvest(inner, epfd) else { return 0 };
         let mut found = inner.interests.collect(out, |id| look(session, id));
-        for nested in &inner.nested {
-            if found < out.len() && nested.events & libc::EPOLLIN as u32 != 0 && nested.epoll.has_ready() {
-                out[found] = epoll_event { events: libc::EPOLLIN as u32, u64: nested.data };
-                found += 1;
+        for nested in &mut inner.nested {
+            let asked = nested.events & libc::EPOLLIN as u32 != 0;
+            if found == out.len() || !asked {
+                continue;
             }
+            let Some(news) = nested.epoll.ready_news() else { continue };
+            if nested.events & libc::EPOLLET as u32 != 0 && nested.seen == news {
+                continue;
+            }
+            nested.seen = news;
+            if nested.events & libc::EPOLLONESHOT as u32 != 0 {
+                nested.events = 0;
+            }
+            out[found] = epoll_event { events: libc::EPOLLIN as u32, u64: nested.data };
+            found += 1;
         }
         found
     }
 
     /// Whether a wait would find something of the stack. For poll() on the epoll descriptor.
     pub fn has_ready(&self) -> bool {
+        self.ready_news().is_some()
+    }
+
+    /// If a wait would find something of the stack: how much has happened here.
+    fn ready_news(&self) -> Option<u64> {
         if self.is_plain() {
-            return false;
+            return None;
         }
         let mut inner = lock(&self.inner);
         let epfd = self.fd.load(Ordering::Relaxed);
-        let Some(session) = self.harvest(&mut inner, epfd) else { return false };
-        inner.interests.is_ready(|id| look(session, id))
+        let session = self.harvest(&mut inner, epfd)?;
+        let ready = inner.interests.is_ready(|id| look(session, id));
+        // The kernel has seen to it that instances do not contain each other in a circle, and locks are taken inwards.
+        let within = inner.nested.iter().filter(|n| n.events & libc::EPOLLIN as u32 != 0);
+        let (mut news, mut any) = (inner.news, ready);
+        for deeper in within.filter_map(|n| n.epoll.ready_news()) {
+            (news, any) = (news + deeper, true);
+        }
+        any.then_some(news)
     }
 
-    /// Asks for the doorbell, which makes the epoll descriptor readable. False: there is something already.
-    pub fn arm(&self) -> bool {
+    /// Asks for the doorbells of this instance and those within it, which make the epoll descriptor readable, and adds
+    /// to `armed` what [`Self::disarm`] has to take back. False: there is something already.
+    pub fn arm(&'static self, armed: &mut Vec<&'static Self>) -> bool {
+        let within: Vec<&'static Self> = lock(&self.inner).nested.iter().map(|n| n.epoll).collect();
+        if !within.into_iter().all(|deeper| deeper.arm(armed)) || !self.arm_own() {
+            return false;
+        }
+        armed.push(self);
+        true
+    }
+
+    fn arm_own(&self) -> bool {
         let mut inner = lock(&self.inner);
         match (engine::session(), inner.waiter.existing()) {
             (Some(session), Some(waiter)) => {
@@ -214,31 +247,21 @@ impl Epoll {
 
     /// Sleeps in the kernel, `nap` milliseconds at most, and takes what woke it.
     fn sleep(
-        &self,
+        &'static self,
         epfd: c_int,
         out: &mut [epoll_event],
         (nap, plain): (c_int, bool),
         mask: *const sigset_t,
     ) -> Result<usize, Errno> {
-        let nested = {
-            let inner = lock(&self.inner);
-            inner.nested.clone()
-        };
-        let mut armed = nested.iter().take_while(|n| n.epoll.arm()).count();
-        let ready_within = armed < nested.len();
-        if !self.arm() {
-            nested[..armed].iter().for_each(|n| n.epoll.disarm());
+        let mut armed = Vec::new();
+        if !self.arm(&mut armed) {
+            armed.into_iter().for_each(Self::disarm);
             return Ok(0);
         }
         // Something was added to the queue by another thread before this one counted as a sleeper.
         let missed = plain != self.is_plain() || lock(&self.inner).interests.has_queued();
-        let nap = if missed || ready_within { 0 } else { nap };
-        let outcome = kernel_events(epfd, out, nap, mask);
-        self.disarm();
-        while let Some(n) = armed.checked_sub(1) {
-            nested[n].epoll.disarm();
-            armed = n;
-        }
+        let outcome = kernel_events(epfd, out, if missed { 0 } else { nap }, mask);
+        armed.into_iter().for_each(Self::disarm);
         let events = match outcome {
             Ok(events) => events,
             Err(error) => {

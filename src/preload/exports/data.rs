@@ -7,10 +7,10 @@ use libc::{iovec, off_t, size_t, sockaddr, socklen_t, ssize_t};
 use sidestep_client::{DatagramOptions, Session};
 
 use super::{candidate, export, guard, ours};
-use crate::address::{self, Given};
+use crate::address;
 use crate::errno::Errno;
 use crate::socket::{self, Done, Socket};
-use crate::{real, table, transfer};
+use crate::{memory, real, table, transfer};
 
 /// Bytes into `bufs`, whatever kind of socket.
 fn receive_any(
@@ -51,11 +51,10 @@ unsafe fn target<'a>(buffer: *mut c_void, len: usize) -> Result<&'a mut [u8], Er
     if len == 0 {
         return Ok(&mut []);
     }
-    if buffer.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
-    // SAFETY: the caller's word. The memory may never have been written; it is only written to here.
-    Ok(unsafe { core::slice::from_raw_parts_mut(buffer.cast(), len.min(transfer::MOST_BYTES)) })
+    let len = len.min(transfer::MOST_BYTES);
+    memory::writable(buffer.cast(), len)?;
+    // SAFETY: looked at. The memory may never have been written; it is only written to here.
+    Ok(unsafe { core::slice::from_raw_parts_mut(buffer.cast(), len) })
 }
 
 /// A program's buffer to read from.
@@ -66,11 +65,10 @@ unsafe fn source<'a>(buffer: *const c_void, len: usize) -> Result<&'a [u8], Errn
     if len == 0 {
         return Ok(&[]);
     }
-    if buffer.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
-    // SAFETY: the caller's word.
-    Ok(unsafe { core::slice::from_raw_parts(buffer.cast(), len.min(transfer::MOST_BYTES)) })
+    let len = len.min(transfer::MOST_BYTES);
+    memory::readable(buffer.cast(), len)?;
+    // SAFETY: looked at.
+    Ok(unsafe { core::slice::from_raw_parts(buffer.cast(), len) })
 }
 
 /// Where a datagram goes, if the call says so.
@@ -85,11 +83,8 @@ pub(super) unsafe fn destination(
     if to.is_null() || len == 0 {
         return Ok(None);
     }
-    // SAFETY: the caller's word.
-    match unsafe { address::read(socket.domain(), to, len)? } {
-        Given::Inet(to) => Ok(Some(to)),
-        Given::Unspecified => Ok(None),
-    }
+    // SAFETY: asks nothing of the pointer.
+    unsafe { address::read_destination(socket.domain(), to, len) }
 }
 
 /// The slot of a UDP socket that is about to send to `to`, claimed now if it was undecided. None: the kernel's.
@@ -116,6 +111,9 @@ export! {
     /// read(2).
     fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
         let Some((session, socket, slot)) = ours(fd) else { return real::read(fd, buffer, len) };
+        if len == 0 {
+            return 0;
+        }
         guard(|| receive_any(session, socket, slot, &mut [IoSliceMut::new(target(buffer, len)?)], 0))
     }
 
@@ -130,7 +128,11 @@ export! {
         let Some((session, socket, slot)) = ours(fd) else { return real::readv(fd, pieces, count) };
         guard(|| {
             let count = usize::try_from(count).map_err(|_| Errno(libc::EINVAL))?;
-            transfer::targets(pieces, count, |bufs| receive_any(session, socket, slot, bufs, 0))
+            transfer::targets(pieces, count, |bufs| match bufs.is_empty() {
+                // No pieces, or empty ones.
+                true => Ok(0),
+                false => receive_any(session, socket, slot, bufs, 0),
+            })
         })
     }
 
@@ -171,8 +173,9 @@ export! {
             let mut bufs = [IoSliceMut::new(target(buffer, len)?)];
             if !socket.is_datagram() {
                 let got = receive_any(session, socket, slot, &mut bufs, flags)?;
-                if !from.is_null() && !from_len.is_null() {
+                if !from.is_null() {
                     // TCP gives no address.
+                    memory::writable(from_len.cast(), size_of::<socklen_t>())?;
                     from_len.write_unaligned(0);
                 }
                 return Ok(got);

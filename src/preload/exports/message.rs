@@ -13,7 +13,7 @@ use super::{candidate, export, guard, ours};
 use crate::errno::Errno;
 use crate::options::wants;
 use crate::socket::Socket;
-use crate::{address, real, transfer};
+use crate::{address, memory, real, transfer};
 use sidestep_client::shm::slot::option;
 
 /// # Safety
@@ -25,10 +25,8 @@ unsafe fn send_message(
     message: *const msghdr,
     flags: c_int,
 ) -> Result<ssize_t, Errno> {
-    if message.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
-    // SAFETY: the caller's word.
+    memory::readable(message.cast(), size_of::<msghdr>())?;
+    // SAFETY: looked at.
     let m = unsafe { message.read_unaligned() };
     let datagram = socket.is_datagram();
     // SAFETY: as above.
@@ -57,10 +55,8 @@ unsafe fn receive_message(
     message: *mut msghdr,
     flags: c_int,
 ) -> Result<ssize_t, Errno> {
-    if message.is_null() {
-        return Err(Errno(libc::EFAULT));
-    }
-    // SAFETY: the caller's word.
+    memory::writable(message.cast(), size_of::<msghdr>())?;
+    // SAFETY: looked at.
     let mut m = unsafe { message.read_unaligned() };
     let pieces = m.msg_iovlen;
     m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;

@@ -28,7 +28,16 @@ export! {
                 Done::Here => 0,
                 Done::Kernel => KERNEL,
             }),
-            Given::Unspecified => Err(Errno(libc::EAFNOSUPPORT)),
+            // Linux takes "any address" without a family for IPv4's.
+            Given::Unspecified => match address::read_destination(libc::AF_INET, to, len)? {
+                Some(to) if socket.domain() == libc::AF_INET && to.ip().is_unspecified() => {
+                    Ok(match socket::bind(session, socket, fd, to)? {
+                        Done::Here => 0,
+                        Done::Kernel => KERNEL,
+                    })
+                }
+                _ => Err(Errno(libc::EAFNOSUPPORT)),
+            },
         });
         if outcome == KERNEL { real::bind(fd, to, len) } else { outcome }
     }

@@ -9,19 +9,38 @@ use super::{export, guard};
 use crate::errno::Errno;
 use crate::poll::{self, Bits};
 use crate::table::{self, Entry};
-use crate::{engine, epoll, real};
+use crate::{engine, epoll, memory, real};
 
 /// A timeout in nanoseconds; None: for ever.
 ///
 /// # Safety
 /// `time` is null or valid.
 unsafe fn timeout(time: *const timespec) -> Result<Option<u64>, Errno> {
-    // SAFETY: the caller's word.
-    let Some(time) = (unsafe { time.as_ref() }) else { return Ok(None) };
+    if time.is_null() {
+        return Ok(None);
+    }
+    memory::readable(time.cast(), size_of::<timespec>())?;
+    // SAFETY: looked at; callers' structures may lie at any address.
+    let time = unsafe { time.read_unaligned() };
     if time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec) {
         return Err(Errno(libc::EINVAL));
     }
     Ok(Some((time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)))
+}
+
+/// Members from which on sizes in bytes could overflow; no limit of descriptors reaches that far.
+const MOST_MEMBERS: usize = 1 << 30;
+
+/// More than RLIMIT_NOFILE: poll(2) says EINVAL. Asked only for sets so large that it can be.
+fn is_beyond_limit(count: usize) -> bool {
+    if count <= 64 {
+        return false;
+    }
+    // SAFETY: room for the limit.
+    unsafe {
+        let mut limit: libc::rlimit = core::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && count as u64 > limit.rlim_cur
+    }
 }
 
 fn milliseconds(ms: c_int) -> Option<u64> {
@@ -34,10 +53,12 @@ fn milliseconds(ms: c_int) -> Option<u64> {
 /// `fds` points to `count` members.
 unsafe fn concerned<'a>(fds: *mut pollfd, count: nfds_t) -> Option<&'a mut [pollfd]> {
     engine::session()?;
-    if fds.is_null() || count == 0 {
+    // What can't be is the kernel's to refuse: too many members, a pointer that is none.
+    if count == 0 || count as usize > MOST_MEMBERS || is_beyond_limit(count as usize) {
         return None;
     }
-    // SAFETY: the caller's word.
+    memory::writable(fds.cast(), count as usize * size_of::<pollfd>()).ok()?;
+    // SAFETY: looked at.
     let fds = unsafe { core::slice::from_raw_parts_mut(fds, count as usize) };
     poll::concerns(fds).then_some(fds)
 }
@@ -53,7 +74,11 @@ unsafe fn selected(
     except: *mut fd_set,
 ) -> Option<([Bits; 3], Vec<pollfd>)> {
     engine::session()?;
-    // SAFETY: the caller's word.
+    let bytes = usize::try_from(count).ok()?.div_ceil(64) * 8;
+    for set in [read, write, except].into_iter().filter(|s| !s.is_null()) {
+        memory::writable(set.cast(), bytes).ok()?;
+    }
+    // SAFETY: looked at.
     let sets = unsafe { [Bits::new(read), Bits::new(write), Bits::new(except)] };
     Some((sets, poll::selected(count, sets)?))
 }
@@ -67,6 +92,12 @@ fn run_select(
     let session = engine::session().ok_or(Errno(libc::EBADF))?;
     poll::poll(session, &mut fds, timeout_ns, mask)?;
     poll::answer(count, sets, &fds)
+}
+
+/// Whether there is room for `count` events. What isn't is the kernel's to refuse.
+fn is_room(events: *mut epoll_event, count: c_int) -> bool {
+    let count = usize::try_from(count).unwrap_or(0);
+    count > 0 && count < MOST_MEMBERS && memory::writable(events.cast(), count * size_of::<epoll_event>()).is_ok()
 }
 
 export! {
@@ -127,7 +158,11 @@ export! {
             return real::select(count, read, write, except, time);
         };
         guard(|| {
-            let Some(time) = time.as_mut() else { return run_select(count, set, None, core::ptr::null()) };
+            if time.is_null() {
+                return run_select(count, set, None, core::ptr::null());
+            }
+            memory::writable(time.cast(), size_of::<timeval>())?;
+            let time = &mut *time;
             if time.tv_sec < 0 || time.tv_usec < 0 {
                 return Err(Errno(libc::EINVAL));
             }
@@ -191,7 +226,7 @@ export! {
             crate::errno::set(libc::EBADF);
             return -1;
         }
-        let given = (!event.is_null()).then(|| event.read_unaligned());
+        let given = memory::readable(event.cast(), size_of::<epoll_event>()).is_ok().then(|| event.read_unaligned());
         if let Some(socket) = table::socket(fd) {
             return guard(|| epoll.control(epfd, operation, fd, socket, given).map(|()| 0));
         }
@@ -216,7 +251,7 @@ export! {
         mask: *const sigset_t,
     ) -> c_int {
         match table::get(epfd) {
-            Some(Entry::Epoll(epoll)) if count > 0 && !events.is_null() => guard(|| {
+            Some(Entry::Epoll(epoll)) if is_room(events, count) => guard(|| {
                 let out = core::slice::from_raw_parts_mut(events, count as usize);
                 epoll.wait(epfd, out, milliseconds(timeout_ms), mask).map(|n| n as c_int)
             }),
@@ -233,7 +268,7 @@ export! {
         mask: *const sigset_t,
     ) -> c_int {
         match table::get(epfd) {
-            Some(Entry::Epoll(epoll)) if count > 0 && !events.is_null() => guard(|| {
+            Some(Entry::Epoll(epoll)) if is_room(events, count) => guard(|| {
                 let out = core::slice::from_raw_parts_mut(events, count as usize);
                 epoll.wait(epfd, out, timeout(time)?, mask).map(|n| n as c_int)
             }),

@@ -132,8 +132,12 @@ impl Connection {
             // RFC 5961 3.2: only the exact number resets; one that is merely in the window is questioned.
             if seq == self.rx_nxt {
                 cx.counters.tcp_resets_in += 1;
-                let refused = self.state == TcpState::SynReceived;
-                self.end(Some(if refused { Error::Refused } else { Error::Reset }));
+                // As Linux tells them apart: the reader of a finished stream lost nothing, only a writer did.
+                self.end(Some(match self.state {
+                    TcpState::SynReceived => Error::Refused,
+                    TcpState::CloseWait => Error::BrokenPipe,
+                    _ => Error::Reset,
+                }));
             } else if self.challenge(cx.now) {
                 cx.counters.tcp_challenge_acks += 1;
             }

@@ -225,6 +225,10 @@ impl Tcp {
                 continue;
             }
             let candidate = SocketAddr::new(local.ip(), port);
+            if candidate == remote {
+                // It would connect to itself. A program may ask for that by bind(); nobody wants it by chance.
+                continue;
+            }
             let key = FlowKey::new(candidate, remote);
             let free = match self.find(&key, key.hash(self.secrets.flow)) {
                 None => true,

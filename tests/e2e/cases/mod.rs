@@ -13,6 +13,7 @@ mod misuse;
 mod names;
 mod pair;
 mod points;
+mod posix;
 mod programs;
 mod raw;
 mod server;
@@ -50,6 +51,7 @@ pub fn cases() -> Vec<Case> {
         crash::CASES,
         books::CASES,
         hostile::CASES,
+        posix::CASES,
         points::CASES,
         bench::CASES,
     ]

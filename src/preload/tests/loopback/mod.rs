@@ -469,6 +469,14 @@ impl Engine {
     fn datagrams(&mut self, n: u32) {
         let a = self.region.slot(n).unwrap();
         let tx = self.region.tx(n).unwrap();
+        let version = a.options_version.load(Ordering::SeqCst);
+        if version != a.seen_version.load(Ordering::SeqCst) {
+            if a.wanted_remote_port.load(Ordering::SeqCst) != 0 {
+                a.status.fetch_or(status::CONNECTED, Ordering::SeqCst);
+            }
+            a.seen_version.store(version, Ordering::SeqCst);
+            self.notify(n);
+        }
         loop {
             let head = a.tx_head.load(Ordering::SeqCst);
             if head == a.tx_tail.load(Ordering::SeqCst) {

@@ -38,9 +38,6 @@ pub struct Settings {
     pub connect_port: u16,
     pub ephemeral_ports: (u16, u16),
     pub tcp: TcpConfig,
-    /// Receive and send buffers in bytes: the least, the first, the most.
-    pub rmem: [u32; 3],
-    pub wmem: [u32; 3],
     pub defines: BTreeMap<String, String>,
     /// Files of the script by name, and how long they are.
     pub files: BTreeMap<String, u64>,
@@ -64,9 +61,8 @@ impl Default for Settings {
             connect_port: 8080,
             // Linux's.
             ephemeral_ports: (32_768, 60_999),
-            tcp: TcpConfig::default(),
-            rmem: [4096, 131_072, 6 << 20],
-            wmem: [4096, 16_384, 4 << 20],
+            // Linux's buffers, which decide the window scale.
+            tcp: TcpConfig { rmem: [4096, 131_072, 6 << 20], wmem: [4096, 16_384, 4 << 20], ..TcpConfig::default() },
             defines: BTreeMap::new(),
             files: BTreeMap::new(),
             link_drops: false,
@@ -176,8 +172,8 @@ impl Settings {
                     other => return Err(format!("{name}={other}: the stack has no such congestion control")),
                 }
             }
-            "tcp_rmem" => self.rmem = triple()?,
-            "tcp_wmem" => self.wmem = triple()?,
+            "tcp_rmem" => self.tcp.rmem = triple()?,
+            "tcp_wmem" => self.tcp.wmem = triple()?,
             "ip_local_port_range" => {
                 let words: Vec<&str> = value.split_whitespace().collect();
                 let [first, last] = words[..] else { return Err(wrong()) };
@@ -234,8 +230,8 @@ impl Settings {
         config.stack.tcp = self.tcp;
         config.geometry.open_slots = 256;
         config.geometry.accept_slots = 256;
-        config.geometry.rx_bytes = (self.rmem[2] / 2).next_power_of_two().clamp(1 << 16, 1 << 24);
-        config.geometry.tx_bytes = self.wmem[2].next_power_of_two().clamp(1 << 16, 1 << 24);
+        config.geometry.rx_bytes = self.tcp.rmem[2].next_power_of_two().clamp(1 << 16, 1 << 24);
+        config.geometry.tx_bytes = self.tcp.wmem[2].next_power_of_two().clamp(1 << 16, 1 << 24);
         config
     }
 }

@@ -266,7 +266,7 @@ mod tests {
              echo 7 > /proc/sys/net/ipv4/tcp_syn_retries; sysctl -e -q net/ipv4/ip_local_port_range='1024 65000'\n\
              /tmp/sysctl_restore_${PPID}.sh",
         );
-        assert_eq!(s.rmem, [4096, 131_072, 32 << 20]);
+        assert_eq!(s.tcp.rmem, [4096, 131_072, 32 << 20]);
         assert!(!s.tcp.timestamps && !s.tcp.sack);
         assert_eq!(s.tcp.syn_retries, 7);
         assert_eq!(s.ephemeral_ports, (1024, 65_000));

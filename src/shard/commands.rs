@@ -506,7 +506,8 @@ pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
     let max_segment = shared.max_segment.load(Ordering::Relaxed);
     TcpOptions {
         no_delay: bits & option::NO_DELAY != 0,
-        cork: bits & (option::CORK | option::MORE) != 0,
+        cork: bits & option::CORK != 0,
+        more: bits & option::MORE != 0,
         quick_ack: bits & option::QUICK_ACK != 0,
         keep_alive: bits & option::KEEP_ALIVE != 0,
         keepalive_idle: seconds(shared.keep_idle_s.load(Ordering::Relaxed)),

@@ -320,6 +320,8 @@ impl Default for Limits {
 pub struct TcpOptions {
     pub no_delay: bool,
     pub cork: bool,
+    /// MSG_MORE: as `cork`, but only until an acknowledgment comes.
+    pub more: bool,
     pub quick_ack: bool,
     pub keep_alive: bool,
     /// None: the configuration's.

@@ -192,6 +192,10 @@ impl Connection {
         self.stats.on_progress(now);
         self.changed = true;
         self.soft_error = None;
+        if self.options.more && !self.options.cork {
+            // What MSG_MORE held back has waited long enough.
+            self.cork_at = NEVER;
+        }
         self.small_due = false;
         self.timeouts = 0;
         // RFC 6298 5.3.

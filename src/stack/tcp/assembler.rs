@@ -55,10 +55,11 @@ impl Assembler {
         reached
     }
 
-    /// Whether all of `start..end` is here already.
-    pub fn contains(&self, start: u64, end: u64) -> bool {
-        let at = self.ranges.partition_point(|range| range.1 < end);
-        self.ranges.get(at).is_some_and(|range| range.0 <= start && end <= range.1)
+    /// The first part of `start..end` that is here already.
+    pub fn overlap(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        let at = self.ranges.partition_point(|range| range.1 <= start);
+        let range = self.ranges.get(at).filter(|range| range.0 < end)?;
+        Some((start.max(range.0), end.min(range.1)))
     }
 
     /// End of the last range.
@@ -114,7 +115,10 @@ mod tests {
         assert_eq!(out, [(30, 36), (90, 95), (70, 75)]);
         assert_eq!(assembler.advance(10), 15);
         assert_eq!(assembler.report(&mut out), 3);
-        assert!(assembler.contains(31, 36) && !assembler.contains(31, 37) && !assembler.contains(15, 16));
+        assert_eq!(assembler.overlap(31, 36), Some((31, 36)));
+        assert_eq!(assembler.overlap(31, 37), Some((31, 36)));
+        assert_eq!(assembler.overlap(15, 16), None);
+        assert_eq!(assembler.overlap(5, 32), Some((30, 32)));
     }
 
     #[test]

@@ -434,18 +434,23 @@ impl Connection {
     }
 
     /// The owner wrote up to `tail` bytes of its stream. False: impossible.
-    pub fn write(&mut self, now: Instant, tail: u64) -> bool {
+    pub fn write(&mut self, now: Instant, tail: u64, config: &TcpConfig) -> bool {
         let Some(tail) = tail.checked_add(FIRST) else { return false };
         let head = self.una.clamp(FIRST, self.tail);
         if tail < self.tail || tail - head > u64::from(self.transmit_capacity) || self.finishing && tail > self.tail {
             return false;
         }
         self.tail = tail;
-        if self.options.cork && self.cork_at == NEVER {
-            // tcp(7), TCP_CORK: at most 200 ms.
-            self.cork_at = now + Duration::from_millis(200);
-        }
+        self.hold(now, config);
         true
+    }
+
+    /// TCP_CORK, MSG_MORE: a segment that isn't full waits, but not for ever (tcp(7): 200 ms; Linux lets the timer do it
+    /// that would probe a shut window).
+    fn hold(&mut self, now: Instant, config: &TcpConfig) {
+        if (self.options.cork || self.options.more) && self.cork_at == NEVER && self.tail > self.nxt {
+            self.cork_at = now + self.timeout(config);
+        }
     }
 
     /// The owner read up to `head` bytes of its stream. False: impossible.
@@ -547,6 +552,8 @@ impl Connection {
             self.changed = true;
         }
         let before = self.algorithm(config);
+        // TCP_NODELAY sends what waits, even corked (tcp(7)); saying it again does so again.
+        let pushes = options.no_delay && (!self.options.no_delay || options == self.options);
         self.options = options;
         let after = self.algorithm(config);
         if after != before {
@@ -558,6 +565,11 @@ impl Connection {
             self.may_restore = false;
         }
         self.pace_at = Instant::ZERO;
+        if pushes {
+            self.cork_at = NEVER;
+        } else {
+            self.hold(now, config);
+        }
     }
 
     /// The send buffer should hold twice the congestion window, so that there is always something to send when an ACK

@@ -113,8 +113,8 @@ impl Connection {
                         return;
                     }
                 }
-                // RFC 7323 3.2: once agreed on, a segment without is dropped silently, but for RST.
-                None if !segment.has(RST) => return,
+                // RFC 7323 3.2 would drop a segment without (SHOULD); Linux takes it, because there are boxes on the way
+                // that strip the option, and so do we.
                 None => {}
             }
         }
@@ -288,10 +288,14 @@ impl Connection {
             self.fin_at = Some(end);
         }
         if self.fin_at == Some(self.rx_nxt) {
+            // As Linux: the ACK of a FIN waits for the program's own (which mostly follows at once) if data came before.
+            let waits = self.state == TcpState::Established && self.rx_nxt > FIRST;
             self.rx_nxt += 1;
             self.peer_finished = true;
             self.changed = true;
-            self.ack_due = true;
+            self.duplicate = None;
+            self.quick_acks = 0;
+            self.ack_due = !waits;
             self.on_peer_finished(cx);
         } else if fin {
             self.ack_due = true;
@@ -342,9 +346,14 @@ impl Connection {
                 self.more_acks = self.more_acks.saturating_add(1).min(MORE_ACKS);
             }
             self.ack_due = true;
-            if self.sack && self.assembler.contains(start, end) {
-                self.duplicate = Some((start, end));
-                return true;
+            if self.sack
+                && let Some(twice) = self.assembler.overlap(start, end)
+            {
+                // RFC 2883 4.1: what came twice, even if it is a part only.
+                self.duplicate = Some(twice);
+                if twice == (start, end) {
+                    return true;
+                }
             }
             if !self.assembler.insert(start, end) {
                 cx.counters.drop_queue_full += 1;
@@ -357,6 +366,12 @@ impl Connection {
         self.rx_nxt = end;
         self.changed = true;
         if !self.assembler.is_empty() {
+            if self.sack
+                && self.duplicate.is_none()
+                && let Some(twice) = self.assembler.overlap(start, end)
+            {
+                self.duplicate = Some(twice);
+            }
             self.rx_nxt = self.assembler.advance(end);
             self.ack_due = true;
         }

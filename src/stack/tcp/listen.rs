@@ -220,12 +220,12 @@ impl Tcp {
         let offset = segment.seq.wrapping_sub(half_open.irs.wrapping_add(1));
         let timestamp = isn::timestamp(cx.now, half_open.timestamp_offset);
         if segment.has(RST) {
-            // RFC 5961 3.2: exactly the next number.
+            // RFC 5961 3.2: exactly the next number; one that is merely in the window is questioned below.
             if offset == 0 {
                 cx.counters.tcp_resets_in += 1;
                 self.drop_half_open(index);
+                return;
             }
-            return;
         }
         if segment.has(SYN) && !segment.has(ACK) && segment.seq == half_open.irs {
             // Our SYN-ACK was lost, or is under way.
@@ -243,7 +243,11 @@ impl Tcp {
             )
             .window;
         let outside = offset >= window.max(1);
-        if segment.has(SYN) || older || outside {
+        let reset = segment.has(RST);
+        if reset && outside {
+            return;
+        }
+        if segment.has(SYN) || older || outside || reset {
             // RFC 9293 3.10.7.4, first: an ACK that says where we are.
             let header = Header {
                 source_port: half_open.key.local_port,
@@ -261,7 +265,7 @@ impl Tcp {
             }
             return;
         }
-        if !segment.has(ACK) || half_open.timestamps && segment.timestamps.is_none() {
+        if !segment.has(ACK) {
             return;
         }
         if segment.ack != half_open.iss.wrapping_add(1) {

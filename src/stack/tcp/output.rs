@@ -119,7 +119,7 @@ impl Connection {
             // The peer's window is the limit. RFC 9293 3.8.6.2.1: not in crumbs.
             return (len >= self.max_window / 2 || self.small_due).then_some(plan);
         }
-        if self.options.cork && now < self.cork_at {
+        if now < self.cork_at && (self.options.cork || self.options.more) && self.cork_at != NEVER {
             return None;
         }
         // RFC 9293 3.7.4, Nagle, as Minshall has it: only one segment that isn't full may be unacknowledged.
@@ -276,7 +276,8 @@ impl Connection {
         if fin {
             flags |= FIN;
         }
-        if last && len > 0 {
+        // MSG_MORE says that the message goes on.
+        if last && len > 0 && (!self.options.more || cx.now >= self.cork_at) {
             flags |= PSH;
         }
         header.flags = flags;
@@ -306,8 +307,8 @@ impl Connection {
             ack: self.receive_sequence(self.rx_nxt),
             flags,
             window: if flags & RST == 0 { self.announce_window() } else { 0 },
-            timestamps: (self.timestamps && flags & RST == 0)
-                .then(|| (isn::timestamp(now, self.timestamp_offset), self.timestamp_recent)),
+            // RFC 7323 3.2 leaves RSTs to the sender; Linux's have it too.
+            timestamps: self.timestamps.then(|| (isn::timestamp(now, self.timestamp_offset), self.timestamp_recent)),
             sack,
             ..Header::default()
         }

@@ -120,7 +120,8 @@ impl Tcp {
 
     /// The owner wrote up to `tx_tail` bytes of its stream.
     pub fn send(&mut self, now: Instant, id: SocketId, tx_tail: u64) -> Result<(), Error> {
-        let written = self.owned(id)?.write(now, tx_tail);
+        let config = self.config;
+        let written = self.owned(id)?.write(now, tx_tail, &config);
         self.settle(now, id.index);
         if written { Ok(()) } else { Err(Error::MessageTooLong) }
     }

@@ -230,8 +230,13 @@ impl Settings {
         config.stack.tcp = self.tcp;
         config.geometry.open_slots = 256;
         config.geometry.accept_slots = 256;
-        config.geometry.rx_bytes = self.tcp.rmem[2].next_power_of_two().clamp(1 << 16, 1 << 24);
-        config.geometry.tx_bytes = self.tcp.wmem[2].next_power_of_two().clamp(1 << 16, 1 << 24);
+        config.geometry.rx_bytes = power_of_two(self.tcp.rmem[2]);
+        config.geometry.tx_bytes = power_of_two(self.tcp.wmem[2]);
         config
     }
+}
+
+/// The largest power of two that is not more than `bytes`, within what a host takes.
+fn power_of_two(bytes: u32) -> u32 {
+    (1 << bytes.max(1).ilog2()).clamp(1 << 16, 1 << 24)
 }

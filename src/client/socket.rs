@@ -452,6 +452,13 @@ impl Session {
         self.region().rx_split(slot).map_or(0, |split| queued.min(split.span()))
     }
 
+    /// What TCP_INQ tells along with a read: bytes that are left, and 1 when only the end of the stream is.
+    #[must_use]
+    pub fn left_to_read(&self, slot: u32) -> usize {
+        let ended = self.slot(slot).is_ok_and(|s| s.status.load(Ordering::Acquire) & status::PEER_FINISHED != 0);
+        self.queued_in(slot).max(usize::from(ended))
+    }
+
     /// SIOCOUTQ: bytes written and not yet acknowledged (datagrams: not yet sent).
     #[must_use]
     pub fn queued_out(&self, slot: u32) -> usize {

@@ -21,6 +21,8 @@ pub struct Flow {
     /// The stack's timestamps, script's to live.
     timestamps: BTreeMap<u32, u32>,
     first_timestamp: Option<(u32, u32)>,
+    /// The script's number of the first byte that it sends.
+    pub first_byte: u32,
     /// The slot of the socket that has it, once a call gave it to the script.
     pub slot: Option<u32>,
 }
@@ -37,6 +39,7 @@ impl Flow {
             fresh: true,
             timestamps: BTreeMap::new(),
             first_timestamp: None,
+            first_byte: 1,
             slot: None,
         }
     }
@@ -46,8 +49,9 @@ impl Flow {
         (self.local_port, self.remote_port) == (local, remote)
     }
 
-    /// The script sent a SYN.
-    pub fn on_script_syn(&mut self) {
+    /// The script sent a SYN with this number.
+    pub fn on_script_syn(&mut self, seq: u32) {
+        self.first_byte = seq.wrapping_add(1);
         self.fresh = true;
     }
 
@@ -128,7 +132,7 @@ mod tests {
         // A repeated SYN changes nothing, one after the script's SYN may.
         flow.on_live_syn(77, 0);
         assert_eq!(flow.to_script(1), 2);
-        flow.on_script_syn();
+        flow.on_script_syn(0);
         flow.on_live_syn(77, 0);
         assert_eq!(flow.to_live(1), 78);
         assert!(flow.on_live_timestamp(100, 5000, Some(0)).is_ok());

@@ -136,6 +136,11 @@ impl World {
         self.current = Some(index);
     }
 
+    /// The script's number of the first byte that the socket in `slot` receives.
+    pub fn first_byte(&self, slot: u32) -> u32 {
+        self.flows.iter().rev().find(|f| f.slot == Some(slot)).map_or(1, |f| f.first_byte)
+    }
+
     /// The flow that a packet of the script is of.
     fn flow_of(&mut self, packet: &Packet) -> Result<usize, String> {
         let Body::Tcp(tcp) = &packet.body else {
@@ -184,7 +189,7 @@ impl World {
         let frame = match &packet.body {
             Body::Tcp(tcp) => {
                 if tcp.flags & flag::SYN != 0 {
-                    flow.on_script_syn();
+                    flow.on_script_syn(tcp.seq);
                 }
                 let Options::These(options) = &tcp.options else {
                     return Err("the options of a packet to be sent can't be left open (<...>)".into());

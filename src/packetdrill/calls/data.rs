@@ -106,7 +106,7 @@ pub(super) fn send_stream(
 ) -> Attempt {
     loop {
         let left = total - call.done;
-        let bytes: Vec<u8> = (0..left as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();
+        let bytes: Vec<u8> = (1..=left as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();
         match world.session.send(sock.slot, &[IoSlice::new(&bytes)], more) {
             Ok(sent) => {
                 call.done += sent;
@@ -149,11 +149,12 @@ fn receive_stream(
     if bytes.is_empty() {
         return Ok(0);
     }
+    let first = world.first_byte(sock.slot);
     loop {
         let rest = &mut bytes[call.done..];
         match world.session.receive(sock.slot, &mut [IoSliceMut::new(rest)], peek) {
             Ok(got) => {
-                if let Some(wrong) = (0..got).find(|i| rest[*i] != pattern(sock.reads.wrapping_add(*i as u32))) {
+                if let Some(wrong) = (0..got).find(|i| rest[*i] != pattern(first.wrapping_add(sock.reads).wrapping_add(*i as u32))) {
                     world.broken = Some(format!("byte {wrong} of {got} read is not the one that was sent"));
                 }
                 if !peek {
@@ -209,7 +210,7 @@ fn check_message(world: &World, sock: &Sock, message: &Expression) -> Result<(),
         if (level, kind) != (libc::SOL_TCP.into(), libc::TCP_CM_INQ.into()) {
             return Err(format!("recvmsg() gave a control message of TCP_INQ, expected {one}"));
         }
-        expect(world, "TCP_INQ is", part("cmsg_data")?, world.session.queued_in(sock.slot) as i64)?;
+        expect(world, "TCP_INQ is", part("cmsg_data")?, world.session.left_to_read(sock.slot) as i64)?;
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ struct Sock {
     connecting: bool,
     /// Options as they were set, by level and name.
     options: BTreeMap<(i64, i64), i64>,
-    /// Sequence numbers, in the script's terms, of the next byte to be read and to be written.
+    /// Bytes read and written so far.
     reads: u32,
     writes: u32,
     /// How often a write found too little room.

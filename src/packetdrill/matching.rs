@@ -86,6 +86,7 @@ pub fn merge(first: &mut LiveTcp, next: &LiveTcp) -> bool {
     if fits {
         first.flags |= next.flags & once;
         first.payload += next.payload;
+        first.data.extend(&next.data);
         first.segments += 1;
     }
     fits

@@ -42,6 +42,8 @@ pub struct LiveTcp {
     pub urgent: u16,
     pub options: Vec<TcpOption>,
     pub payload: u32,
+    /// The payload, of what was read.
+    pub data: Vec<u8>,
     /// Segments that this stands for: a sender with segmentation offload would have sent one packet.
     pub segments: u32,
 }
@@ -154,6 +156,7 @@ fn read_tcp(bytes: &[u8]) -> Result<LiveTcp, String> {
         urgent: word(18),
         options: read_options(&bytes[20..header_len])?,
         payload: (bytes.len() - header_len) as u32,
+        data: bytes[header_len..].to_vec(),
         segments: 1,
     })
 }

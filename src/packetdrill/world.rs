@@ -278,7 +278,9 @@ impl World {
             flow.on_live_syn(tcp.seq, wanted.seq);
         }
         *tcp = flow.in_script_numbers(tcp);
-        if let Some(at) = (0..tcp.payload).find(|i| tcp.data.get(*i as usize) != Some(&pattern(tcp.seq.wrapping_add(*i)))) {
+        if let Some(at) =
+            (0..tcp.payload).find(|i| tcp.data.get(*i as usize) != Some(&pattern(tcp.seq.wrapping_add(*i))))
+        {
             return Err(format!("byte {at} of its payload is not the one that was written"));
         }
         if let (Some(value), Some(want)) = (tcp.timestamp_value(), timestamp_of(&wanted.options)) {

@@ -154,7 +154,9 @@ fn receive_stream(
         let rest = &mut bytes[call.done..];
         match world.session.receive(sock.slot, &mut [IoSliceMut::new(rest)], peek) {
             Ok(got) => {
-                if let Some(wrong) = (0..got).find(|i| rest[*i] != pattern(first.wrapping_add(sock.reads).wrapping_add(*i as u32))) {
+                if let Some(wrong) =
+                    (0..got).find(|i| rest[*i] != pattern(first.wrapping_add(sock.reads).wrapping_add(*i as u32)))
+                {
                     world.broken = Some(format!("byte {wrong} of {got} read is not the one that was sent"));
                 }
                 if !peek {

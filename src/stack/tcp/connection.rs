@@ -210,6 +210,8 @@ pub(super) struct Connection {
     /// Up to where the peer knows that we have everything.
     pub acked: u64,
     pub quick_acks: u8,
+    /// The program answers what it gets, so ACKs may wait for its answers.
+    pub interactive: bool,
     /// A range that came twice, for the next ACK (RFC 2883).
     pub duplicate: Option<(u64, u64)>,
     answers: u8,
@@ -313,6 +315,7 @@ impl Connection {
             announced_mss,
             acked: ORIGIN,
             quick_acks: QUICK_ACKS,
+            interactive: false,
             duplicate: None,
             answers: 0,
             answers_since: now,

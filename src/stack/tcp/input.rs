@@ -103,19 +103,16 @@ impl Connection {
         let mut seq = self.receive_position(segment.seq);
         let mut len = u64::from(segment.len());
 
-        if self.timestamps {
-            match segment.timestamps {
-                Some(timestamps) => {
-                    let older = self.timestamp_recent.wrapping_sub(timestamps.value).cast_signed() > 0;
-                    let valid = cx.now.since(self.timestamp_recent_at) < TIMESTAMP_LIFETIME;
-                    if older && valid && !segment.has(RST) {
-                        self.refuse(cx, segment, seq);
-                        return;
-                    }
-                }
-                // RFC 7323 3.2 would drop a segment without (SHOULD); Linux takes it, because there are boxes on the way
-                // that strip the option, and so do we.
-                None => {}
+        // RFC 7323 3.2 would drop a segment without (SHOULD); Linux takes it, because there are boxes on the way that strip
+        // the option, and so do we.
+        if self.timestamps
+            && let Some(timestamps) = segment.timestamps
+        {
+            let older = self.timestamp_recent.wrapping_sub(timestamps.value).cast_signed() > 0;
+            let valid = cx.now.since(self.timestamp_recent_at) < TIMESTAMP_LIFETIME;
+            if older && valid && !segment.has(RST) {
+                self.refuse(cx, segment, seq);
+                return;
             }
         }
 
@@ -242,8 +239,10 @@ impl Connection {
         let mut fin = segment.has(FIN);
 
         if self.orphan && end > self.rx_nxt && !self.peer_finished {
-            // RFC 9293 3.6.1 and RFC 2525 2.17: nobody will read this.
-            self.abort(None);
+            // RFC 9293 3.6.1 and RFC 2525 2.17: nobody will read this. The RST is one for a segment of no connection, as
+            // Linux's.
+            reply_reset(cx, &self.key, segment.ack, None);
+            self.end(None);
             return;
         }
         if start < self.rx_nxt && start < end {
@@ -294,7 +293,7 @@ impl Connection {
             self.peer_finished = true;
             self.changed = true;
             self.duplicate = None;
-            self.quick_acks = 0;
+            self.interactive = true;
             self.ack_due = !waits;
             self.on_peer_finished(cx);
         } else if fin {
@@ -406,7 +405,7 @@ impl Connection {
         if self.ack_due || self.rx_nxt == self.acked {
             return;
         }
-        if self.quick_acks > 0 || self.options.quick_ack {
+        if self.quick_acks > 0 && !self.interactive || self.options.quick_ack {
             self.quick_acks = self.quick_acks.saturating_sub(1);
             self.ack_due = true;
         } else if self.rx_nxt - self.acked > u64::from(self.receive_mss) {

@@ -9,9 +9,12 @@ use super::{Context, Emitted, isn};
 use crate::outbox::Reply;
 use crate::{Instant, TcpConfig, TcpState};
 use alloc::vec;
+use core::time::Duration;
 
 const PROTOCOL_TCP: u8 = 6;
 const DEFAULT_TTL: u8 = 64;
+/// Data sent within this time after data came answers it.
+const ANSWER_TIME: Duration = Duration::from_millis(40);
 
 /// The next segment of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,15 +289,14 @@ impl Connection {
         } else if !fin {
             return None;
         }
-        let was_owed = self.ack_due || self.ack_at != NEVER;
+        // Something new soon after something came: an answer (tcp_event_data_sent of Linux).
+        let answers = len > 0 && seq == self.nxt && cx.now.since(self.stats.last_data_in) < ANSWER_TIME;
         let (marks, tos) = self.ecn.mark(len > 0 && seq == self.nxt);
         header.flags |= marks;
         let mut sent = self.finish_segment(&header, cx, out, len as usize)?;
         sent.tos |= tos;
-        if was_owed {
-            // The program answers what it gets: its answers carry the ACKs (Linux calls it ping-pong mode).
-            self.quick_acks = 0;
-        }
+        // Answers carry the ACKs (Linux calls it ping-pong mode).
+        self.interactive |= answers && self.rx_nxt > FIRST;
         self.note_acked();
         Some((len, (sent, fin)))
     }

@@ -80,6 +80,8 @@ impl Connection {
         }
         if now >= self.ack_at {
             self.ack_at = NEVER;
+            // No answer came in time.
+            self.interactive = false;
             self.ack_due = true;
         }
         if let Some(limit) = self.user_timeout()

@@ -285,7 +285,7 @@ impl Runner<'_> {
         self.finish_pending().map_err(|(_, what)| what)?;
         let newest = self.calls.newest_slot();
         let world = self.world()?;
-        let slot = world.current.and_then(|i| world.flows[i].slot).or(newest);
+        let slot = world.current.map_or(newest, |i| world.flows[i].slot);
         let found = world.tcp_info(slot);
         let state = slot
             .and_then(|s| world.session.region().slot(s))

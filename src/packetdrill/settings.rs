@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use sidestep_stack::{Congestion, InterfaceAddress, NeighborMode, Route, StaticNeighbor, TcpConfig};
+use sidestep_stack::{Congestion, Ecn, InterfaceAddress, NeighborMode, Route, StaticNeighbor, TcpConfig};
 
 use super::wire::Link;
 use crate::local::{HostAddress, LocalConfig};
@@ -62,7 +62,12 @@ impl Default for Settings {
             // Linux's.
             ephemeral_ports: (32_768, 60_999),
             // Linux's buffers, which decide the window scale.
-            tcp: TcpConfig { rmem: [4096, 131_072, 6 << 20], wmem: [4096, 16_384, 4 << 20], ..TcpConfig::default() },
+            tcp: TcpConfig {
+                rmem: [4096, 131_072, 6 << 20],
+                wmem: [4096, 16_384, 4 << 20],
+                pacing: false,
+                ..TcpConfig::default()
+            },
             defines: BTreeMap::new(),
             files: BTreeMap::new(),
             link_drops: false,
@@ -166,12 +171,23 @@ impl Settings {
             "tcp_rto_min_us" | "tcp_min_rto_us" => self.tcp.min_rto = Duration::from_micros(number()?.into()),
             "tcp_rto_max_ms" => self.tcp.max_rto = Duration::from_millis(number()?.into()),
             "tcp_congestion_control" => {
-                self.tcp.congestion = match value.trim() {
-                    "cubic" => Congestion::Cubic,
-                    "reno" => Congestion::Reno,
-                    other => return Err(format!("{name}={other}: the stack has no such congestion control")),
+                let found = Congestion::by_name(value.trim());
+                self.tcp.congestion =
+                    found.ok_or_else(|| format!("{name}={value}: the stack has no such algorithm"))?;
+            }
+            "tcp_ecn" => {
+                // 3 to 5 ask for Accurate ECN (RFC 9768), which isn't there; RFC 3168 is what is left of it.
+                self.tcp.ecn = match number()? {
+                    0 => Ecn::Off,
+                    1 | 4 => Ecn::Request,
+                    2 | 5 => Ecn::Accept,
+                    3 => return Err("Accurate ECN (tcp_ecn=3) is not supported".into()),
+                    _ => return Err(wrong()),
                 }
             }
+            "tcp_syncookies" => self.tcp.always_cookies = number()? == 2,
+            "tcp_slow_start_after_idle" => self.tcp.slow_start_after_idle = on()?,
+            "tcp_early_retrans" => self.tcp.tail_loss_probes = on()?,
             "tcp_rmem" => self.tcp.rmem = triple()?,
             "tcp_wmem" => self.tcp.wmem = triple()?,
             "ip_local_port_range" => {

@@ -53,6 +53,10 @@ fn one(words: &[&str], settings: &mut Settings, outcome: &mut Outcome) -> Result
             if words.contains(&"pfifo") && words.windows(2).any(|w| w == ["limit", "0"]) {
                 settings.link_drops = true;
             }
+            if words.contains(&"fq") {
+                settings.tcp.pacing = true;
+                return Ok(true);
+            }
             Ok(words.contains(&"pfifo") || words.contains(&"delete") || words.contains(&"del"))
         }
         // Offloads are the device's; what they change is how many packets a burst is, and that is not compared.

@@ -179,6 +179,8 @@ pub struct TcpConfig {
     pub slow_start_after_idle: bool,
     /// RFC 8985 7 (tcp_early_retrans).
     pub tail_loss_probes: bool,
+    /// Answers every SYN with a cookie (tcp_syncookies=2), not only those that find the queue full.
+    pub always_cookies: bool,
 }
 
 /// Explicit congestion notification (RFC 3168), as Linux's tcp_ecn.
@@ -278,6 +280,7 @@ impl Default for TcpConfig {
             pacing: true,
             slow_start_after_idle: true,
             tail_loss_probes: true,
+            always_cookies: false,
         }
     }
 }

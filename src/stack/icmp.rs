@@ -270,7 +270,11 @@ fn meaning_v6(message: &[u8]) -> Meaning {
         (1, 0) => Meaning::Unreachable(Error::NetworkUnreachable),
         (1, 4) => Meaning::Unreachable(Error::Refused),
         (1, 0..=7) | (3, 0) => Meaning::Unreachable(Error::HostUnreachable),
-        (2, _) => Meaning::TooBig(u32::from_be_bytes([message[4], message[5], message[6], message[7]])),
+        (2, _) => match u32::from_be_bytes([message[4], message[5], message[6], message[7]]) {
+            // RFC 8201 4: no path is narrower than that, so this is a lie.
+            mtu if (mtu as usize) < LEAST_MTU_V6 => Meaning::Nothing,
+            mtu => Meaning::TooBig(mtu),
+        },
         (4, _) => Meaning::Unreachable(Error::Protocol),
         _ => Meaning::Nothing,
     }

@@ -2,6 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
+use sidestep_client::shm::slot::option;
 use sidestep_client::{DatagramOptions, Errno};
 
 use super::super::script::Expression;
@@ -201,8 +202,7 @@ fn check_message(world: &World, sock: &Sock, message: &Expression) -> Result<(),
         expect(world, "msg_flags is", flags, 0)?;
     }
     let Some(Expression::List(control)) = field(message, "msg_control") else { return Ok(()) };
-    let inq = (libc::SOL_TCP.into(), i64::from(libc::TCP_INQ));
-    let asked = sock.options.get(&inq).copied() == Some(1);
+    let asked = world.session.option(sock.slot, option::TELL_QUEUE);
     if control.len() != usize::from(asked) {
         return Err(format!("recvmsg() gave {} control messages, expected {}", usize::from(asked), control.len()));
     }

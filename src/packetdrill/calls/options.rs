@@ -1,139 +1,91 @@
-//! setsockopt() and getsockopt(): what the stack knows goes to the slot; the rest is kept as it was set.
+//! setsockopt() and getsockopt(): the client's table, and what is only kept.
 
-use sidestep_client::shm::slot::option;
-use sidestep_client::{Number, Session};
+use sidestep_client::Errno;
 
 use super::super::script::Expression;
 use super::super::world::World;
 use super::arguments::{field, number};
-use super::sockets::{BITS, NUMBERS, expect};
+use super::sockets::expect;
 use super::{Attempt, Call, Calls, fails, gives, socket};
 
-enum Meaning {
-    Bit(u32),
-    Number(Number, std::ops::RangeInclusive<i64>),
-}
-
-/// What an option is on the slot, with the values that Linux takes.
-fn meaning(level: i32, name: i32) -> Option<Meaning> {
-    use Meaning::Bit;
-    let number = |which, from, to| Some(Meaning::Number(which, from..=to));
-    match (level, name) {
-        (libc::IPPROTO_TCP, libc::TCP_NODELAY) => Some(Bit(option::NO_DELAY)),
-        (libc::IPPROTO_TCP, libc::TCP_CORK) => Some(Bit(option::CORK)),
-        (libc::IPPROTO_TCP, libc::TCP_QUICKACK) => Some(Bit(option::QUICK_ACK)),
-        (libc::SOL_SOCKET, libc::SO_KEEPALIVE) => Some(Bit(option::KEEP_ALIVE)),
-        (libc::SOL_SOCKET, libc::SO_REUSEADDR) => Some(Bit(option::REUSE_ADDRESS)),
-        (libc::SOL_SOCKET, libc::SO_REUSEPORT) => Some(Bit(option::REUSE_PORT)),
-        (libc::SOL_SOCKET, libc::SO_BROADCAST) => Some(Bit(option::BROADCAST)),
-        (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) => Some(Bit(option::V6_ONLY)),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE) => number(Number::KeepIdle, 1, 32_767),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL) => number(Number::KeepInterval, 1, 32_767),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT) => number(Number::KeepCount, 1, 127),
-        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => number(Number::UserTimeout, 0, i64::from(i32::MAX)),
-        (libc::IPPROTO_TCP, libc::TCP_MAXSEG) => number(Number::MaxSegment, 88, 32_767),
-        (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => number(Number::Tos, -1, 255),
-        (libc::IPPROTO_IP, libc::IP_TTL) => number(Number::Ttl, 1, 255),
-        (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) => number(Number::Ttl, -1, 255),
-        _ => None,
-    }
-}
-
-/// Gives a new connection the options of its listener.
-pub(super) fn inherit(session: &Session, from: u32, to: u32) {
-    for bit in BITS {
-        let _ = session.set_option(to, bit, session.option(from, bit));
-    }
-    for which in NUMBERS {
-        let _ = session.set_number(to, which, session.number(from, which));
-    }
-}
+/// Most bytes of an option's value.
+const LARGEST: usize = 256;
 
 impl Calls {
     pub(super) fn setsockopt(&mut self, world: &mut World, call: &Call) -> Attempt {
         let sock = socket!(self, call.number(world, 0)?);
         let (level, name) = (call.number(world, 1)?, call.number(world, 2)?);
-        let (session, slot) = (&world.session, sock.slot);
-        let argument = call.argument(3)?;
-        if let Some(on) = field(argument, "onoff").or_else(|| field(argument, "l_onoff")) {
-            let seconds = field(argument, "linger").or_else(|| field(argument, "l_linger"));
-            let seconds = seconds.map_or(Ok(0), |s| number(world, s))?;
-            let value = if number(world, on)? == 0 { 0 } else { u32::try_from(seconds).unwrap_or(0).saturating_add(1) };
-            return done(session.set_number(slot, Number::Linger, value));
-        }
-        if let Expression::Text(text) = argument {
-            return text_option(world, level as i32, name as i32, text);
-        }
-        let value = number(world, argument)?;
-        match meaning(level as i32, name as i32) {
-            Some(Meaning::Bit(bit)) => {
-                sock.options.insert((level, name), i64::from(value != 0));
-                done(session.set_option(slot, bit, value != 0))
-            }
-            Some(Meaning::Number(_, range)) if !range.contains(&value) => fails(libc::EINVAL),
-            Some(Meaning::Number(which, _)) => {
-                sock.options.insert((level, name), value);
-                done(session.set_number(slot, which, u32::try_from(value).unwrap_or(0)))
-            }
-            None => match (level as i32, name as i32) {
+        let value = bytes_of(world, call.argument(3)?, call.number(world, 4)?)?;
+        match world.session.setsockopt(sock.slot, level as i32, name as i32, &value) {
+            Ok(()) => gives(0),
+            Err(Errno::NOPROTOOPT) => match (level as i32, name as i32) {
                 (libc::SOL_SOCKET, libc::SO_ZEROCOPY) => fails(libc::EOPNOTSUPP),
                 (libc::IPPROTO_TCP, libc::TCP_FASTOPEN | libc::TCP_FASTOPEN_CONNECT | libc::TCP_MD5SIG) => {
                     Err("TCP Fast Open and MD5 signatures are not supported".into())
                 }
                 _ => {
-                    sock.options.insert((level, name), value);
+                    // Linux has it, and the stack has no use for it.
+                    let kept = value.first_chunk().map_or(0, |b| i64::from(i32::from_ne_bytes(*b)));
+                    sock.options.insert((level, name), kept);
                     gives(0)
                 }
             },
+            Err(error) => fails(error.raw_os_error()),
         }
     }
 
     pub(super) fn getsockopt(&mut self, world: &mut World, call: &Call) -> Attempt {
         let sock = socket!(self, call.number(world, 0)?);
         let (level, name) = (call.number(world, 1)?, call.number(world, 2)?);
-        let (session, slot) = (&world.session, sock.slot);
-        let number_of = |level: i64, name: i64| sock.options.get(&(level, name)).copied();
-        let answer = match (level as i32, name as i32) {
-            (libc::SOL_SOCKET, libc::SO_ERROR) => {
-                let error = session.take_error(slot);
-                sock.connecting &= error == 0;
-                i64::from(error)
-            }
-            (libc::SOL_SOCKET, libc::SO_ACCEPTCONN) => i64::from(session.is_listening(slot)),
-            (libc::SOL_SOCKET, libc::SO_TYPE) => {
-                if sock.datagram {
-                    2
-                } else {
-                    1
+        let mut value = [0; LARGEST];
+        let wanted = call.argument(3)?;
+        match world.session.getsockopt(sock.slot, level as i32, name as i32, &mut value) {
+            Ok(len) => {
+                let word = |at: usize| value[at..].first_chunk().map_or(0, |b| i64::from(i32::from_ne_bytes(*b)));
+                if (level as i32, name as i32) == (libc::SOL_SOCKET, libc::SO_ERROR) {
+                    sock.connecting &= word(0) == 0;
                 }
+                if let Expression::Struct(_) = wanted {
+                    for (name, got) in [("onoff", word(0)), ("linger", word(4))] {
+                        let there = field(wanted, name).or_else(|| field(wanted, &format!("l_{name}")));
+                        there.map_or(Ok(()), |w| expect(world, &format!("{name} is"), w, got))?;
+                    }
+                } else if let Expression::Text(text) = wanted {
+                    let got = value[..len].split(|b| *b == 0).next().unwrap_or_default();
+                    if got != text.as_bytes() {
+                        return Err(format!("the option is {:?}, expected {text:?}", String::from_utf8_lossy(got)));
+                    }
+                } else {
+                    expect(world, "the option is", wanted, word(0))?;
+                }
+                gives(0)
             }
-            (libc::IPPROTO_TCP, libc::TCP_MAXSEG) => {
-                world.tcp_info(Some(slot)).map_or(536, |info| i64::from(info.send_mss))
+            Err(Errno::NOPROTOOPT) => {
+                let kept = match (level as i32, name as i32) {
+                    (libc::SOL_SOCKET, libc::SO_TYPE) => 1 + i64::from(sock.datagram),
+                    _ => sock.options.get(&(level, name)).copied().unwrap_or(0),
+                };
+                expect(world, "the option is", wanted, kept)?;
+                gives(0)
             }
-            (libc::IPPROTO_IP, libc::IP_TTL) => number_of(level, name).unwrap_or(64),
-            (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) => number_of(level, name).unwrap_or(64),
-            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE) => number_of(level, name).unwrap_or(7200),
-            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL) => number_of(level, name).unwrap_or(75),
-            (libc::IPPROTO_TCP, libc::TCP_KEEPCNT) => number_of(level, name).unwrap_or(9),
-            _ => number_of(level, name).unwrap_or(0),
-        };
-        expect(world, "the option is", call.argument(3)?, answer)?;
-        gives(0)
+            Err(error) => fails(error.raw_os_error()),
+        }
     }
 }
 
-/// TCP_CONGESTION.
-fn text_option(_world: &World, level: i32, name: i32, text: &str) -> Attempt {
-    match (level, name) {
-        (libc::IPPROTO_TCP, libc::TCP_CONGESTION) if text == "cubic" || text == "reno" => gives(0),
-        (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => fails(libc::ENOENT),
-        _ => Err(format!("setsockopt() with the text {text:?} is not supported")),
-    }
-}
-
-fn done(outcome: Result<(), sidestep_client::Errno>) -> Attempt {
-    match outcome {
-        Ok(()) => gives(0),
-        Err(error) => fails(error.raw_os_error()),
-    }
+/// An option's value as it lies in memory.
+fn bytes_of(world: &World, e: &Expression, len: i64) -> Result<Vec<u8>, String> {
+    let int = |e: &Expression| -> Result<[u8; 4], String> { Ok((number(world, e)? as i32).to_ne_bytes()) };
+    let either = |a: &str, b: &str| field(e, a).or_else(|| field(e, b));
+    let mut bytes = match e {
+        Expression::Text(text) => text.as_bytes().to_vec(),
+        Expression::Struct(_) => match (either("onoff", "l_onoff"), either("linger", "l_linger")) {
+            (Some(on), Some(seconds)) => [int(on)?, int(seconds)?].concat(),
+            _ => return Err(format!("{e} is no value of an option that this runner knows")),
+        },
+        _ if len == 8 => number(world, e)?.to_ne_bytes().to_vec(),
+        _ => int(e)?.to_vec(),
+    };
+    bytes.truncate(usize::try_from(len).unwrap_or(0));
+    Ok(bytes)
 }

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use sidestep_client::shm::slot::{kind, option};
-use sidestep_client::{Errno, Number};
+use sidestep_client::Errno;
+use sidestep_client::shm::slot::kind;
 
 use super::super::script::Expression;
 use super::super::settings::Family;
@@ -11,6 +11,7 @@ use super::super::world::World;
 use super::arguments::{address, as_socket_has_it, number};
 use super::{Attempt, Call, Calls, Object, Sock, Step, fails, gives, socket};
 
+const SIOCOUTQNSD: i64 = 0x894b;
 const NONBLOCK: i64 = libc::SOCK_NONBLOCK as i64;
 
 impl Calls {
@@ -79,7 +80,6 @@ impl Calls {
             Ok((slot, remote)) => {
                 let mut sock = Sock::new(slot, listener.v6, false, flags & NONBLOCK != 0);
                 sock.options = listener.options.clone();
-                super::options::inherit(&world.session, listener.slot, slot);
                 let local = world.session.local_address(slot).map_or(world.settings.bind_port, |a| a.port());
                 world.own(slot, local, remote.port());
                 gives(self.insert(call.wanted(), Object::Socket(sock))?)
@@ -187,6 +187,7 @@ impl Calls {
         let answer = match request {
             r if r == libc::FIONREAD as i64 => session.queued_in(sock.slot),
             r if r == libc::TIOCOUTQ as i64 => session.queued_out(sock.slot),
+            SIOCOUTQNSD => session.not_sent(sock.slot).map_or(0, |n| n as usize),
             _ => return fails(libc::ENOTTY),
         };
         expect(world, "ioctl() tells", tell, answer as i64)?;
@@ -226,16 +227,3 @@ pub(super) fn expect(world: &World, what: &str, wanted: &Expression, got: i64) -
 fn unspecified_family(world: &World, e: &Expression) -> bool {
     super::arguments::field(e, "sa_family").is_some_and(|f| number(world, f) == Ok(0))
 }
-
-/// Bits and numbers that setsockopt() brings to a slot; see [`super::options`].
-pub(super) const BITS: [u32; 4] = [option::NO_DELAY, option::CORK, option::QUICK_ACK, option::KEEP_ALIVE];
-pub(super) const NUMBERS: [Number; 8] = [
-    Number::KeepIdle,
-    Number::KeepInterval,
-    Number::KeepCount,
-    Number::UserTimeout,
-    Number::Linger,
-    Number::Tos,
-    Number::Ttl,
-    Number::MaxSegment,
-];

@@ -190,8 +190,9 @@ impl Tcp {
             timer: None,
         };
         let timestamp = isn::timestamp(cx.now, half_open.timestamp_offset);
-        if listener.half_open >= listener.backlog.max(1) || self.half_open.len() >= self.limits.half_open {
-            cx.counters.drop_backlog += 1;
+        let full = listener.half_open >= listener.backlog.max(1) || self.half_open.len() >= self.limits.half_open;
+        if full || self.config.always_cookies {
+            cx.counters.drop_backlog += u64::from(full);
             self.cookies_sent_at = Some(cx.now);
             half_open.iss = self.cookie(&half_open, cx.now);
             let timestamp = cookie_timestamp(timestamp, &half_open);

@@ -123,6 +123,8 @@ impl Connection {
         };
         let give_up = match self.state {
             TcpState::SynSent | TcpState::SynReceived => self.backoff >= retries,
+            // RFC 5482: the program's own limit counts in place of ours.
+            _ if self.user_timeout().is_some() => false,
             // A window may stay shut for ever (RFC 9293 3.8.6.1) as long as someone says so, but not for nobody's sake.
             _ if self.persisting && !self.orphan => self.probes >= retries,
             _ if self.persisting => self.backoff >= retries,

@@ -59,6 +59,7 @@ impl Config {
         line("timestamps", &t.timestamps);
         line("window_scaling", &t.window_scaling);
         line("sack", &t.sack);
+        line("mtu_probing", &t.mtu_probing);
         line("rmem", &list(t.rmem));
         line("wmem", &list(t.wmem));
         line("slow_start_after_idle", &t.slow_start_after_idle);

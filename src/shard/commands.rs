@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sidestep_shm::Slot;
-use sidestep_shm::slot::{kind, load_address, option, request, status, store_address};
-use sidestep_stack::{Error, Instant, ListenAddress, MtuDiscovery, Stack, Stream, TcpOptions, TcpState};
+use sidestep_shm::slot::{CONGESTION, kind, load_address, option, request, status, store_address};
+use sidestep_stack::{Congestion, Error, Instant, ListenAddress, MtuDiscovery, Stack, Stream, TcpOptions, TcpState};
 
 use super::apps::{Apps, DatagramSocket, Kind, Listener, Socket, StreamSocket, token};
 use super::mailbox::{Message, Notice};
@@ -107,13 +107,22 @@ impl Apps {
         match self.get(index).map(|s| &s.kind) {
             Some(Kind::Stream(_)) => self.command_stream(stack, now, group, shared, index),
             Some(Kind::Datagram(_)) => self.command_datagram(stack, group, slot, shared, index),
-            Some(Kind::Listener(_)) if !shared.is_held() => {
+            Some(Kind::Listener(l)) if shared.is_held() => {
+                let (id, version) = (l.id, shared.options_version.load(Ordering::Acquire));
+                if let Some(socket) = self.at(index)
+                    && socket.options_version != version
+                {
+                    socket.options_version = version;
+                    let _ = stack.tcp_set_options(now, id, read_options(shared));
+                }
+            }
+            Some(Kind::Listener(_)) => {
                 // Here at once, so that what the program does after close() finds it closed; elsewhere by the notice.
                 self.stop_listening(stack, now, index);
                 self.notices.push(Notice::Unheld { group: group.index, slot });
             }
             Some(Kind::Over { .. }) => self.reap(index),
-            Some(Kind::Listener(_)) | None => {}
+            None => {}
         }
     }
 
@@ -375,7 +384,12 @@ impl Apps {
         let ring = self.region(group).and_then(|r| r.accept_ring(slot, self.shard)).ok_or(Error::NoSuchSocket)?;
         ring.reset();
         let id = stack.tcp_listen(token(group, slot), at, backlog, geometry.rx_bytes, options, reuse_port)?;
-        self.insert(group, slot, Kind::Listener(Listener { id, backlog, tail: 0, head: 0, coming: 0 }));
+        let version =
+            self.region(group).and_then(|r| r.slot(slot)).map_or(0, |s| s.options_version.load(Ordering::Acquire));
+        let index = self.insert(group, slot, Kind::Listener(Listener { id, backlog, tail: 0, head: 0, coming: 0 }));
+        if let Some(socket) = self.at(index) {
+            socket.options_version = version;
+        }
         Ok(())
     }
 
@@ -531,7 +545,9 @@ pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
             .checked_sub(1)
             .and_then(|n| MtuDiscovery::from_number(u8::try_from(n).ok()?))
             .unwrap_or_default(),
-        congestion: None,
+        congestion: (shared.congestion.load(Ordering::Relaxed) as usize)
+            .checked_sub(1)
+            .and_then(|n| Congestion::by_name(CONGESTION.get(n)?)),
     }
 }
 

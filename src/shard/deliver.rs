@@ -64,6 +64,12 @@ impl Apps {
         let Some(region) = self.region(group) else { return };
         if let (Some(shared), Some(from)) = (region.slot(slot), region.slot(listening)) {
             inherit_options(shared, from);
+            // Options set since listen(): marks of a listener come to one shard only, so each looks for itself.
+            let version = from.options_version.load(Ordering::Acquire);
+            let known = self.index_of(group, listening).and_then(|i| self.get(i)).map(|l| l.options_version);
+            if known != Some(version) {
+                let _ = stack.tcp_set_options(now, id, super::read_options(shared));
+            }
         }
         if let Some(ring) = region.accept_ring(listening, self.shard) {
             ring.push(position, slot);

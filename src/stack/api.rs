@@ -172,6 +172,9 @@ pub struct TcpConfig {
     /// Send buffers: least, initial and most, in bytes of payload (tcp_wmem). The most is larger than Linux's 4 MiB,
     /// which can't fill 1 Gbit/s at 80 ms.
     pub wmem: [u32; 3],
+    /// Whether segments become smaller, and larger again by trial, on a path that seems to drop large ones silently
+    /// (RFC 4821; tcp_mtu_probing = 1, which Linux has off).
+    pub mtu_probing: bool,
     pub ecn: Ecn,
     /// Spreads windows over round trips of a millisecond and more. Linux does where its queueing discipline is fq.
     pub pacing: bool,
@@ -276,6 +279,7 @@ impl Default for TcpConfig {
             congestion: Congestion::Cubic,
             rmem: [4096, 131_072, 32 << 20],
             wmem: [4096, 131_072, 32 << 20],
+            mtu_probing: true,
             ecn: Ecn::Accept,
             pacing: true,
             slow_start_after_idle: true,

@@ -214,7 +214,8 @@ impl Stack {
         let room = &mut out[start..HEADER + self.config.mtu];
         let Some(emitted) = self.tcp.emit(context!(self, now, host), ready, room) else { return Step::Progress };
         let header = Header { source, destination, protocol: TCP, tos: emitted.tos, ttl: emitted.ttl };
-        emit_header(&mut out[HEADER..], &header, emitted.len, None, None);
+        let id = emitted.fragmentable.then(|| self.rng.next_u64() as u16);
+        emit_header(&mut out[HEADER..], &header, emitted.len, id, None);
         self.finish(out, mac, &header, start + emitted.len)
     }
 

@@ -83,7 +83,7 @@ impl PathMtus {
         self.0.get(&destination).filter(|(_, until)| now < *until).map(|&(mtu, _)| mtu)
     }
 
-    fn note(&mut self, now: Instant, destination: IpAddr, mtu: usize) {
+    pub fn note(&mut self, now: Instant, destination: IpAddr, mtu: usize) {
         if self.0.len() >= MAX_PATHS && !self.0.contains_key(&destination) {
             let oldest = self.0.iter().min_by_key(|(_, (_, until))| *until).map(|(&d, _)| d);
             if let Some(oldest) = oldest {

@@ -91,6 +91,7 @@ macro_rules! context {
             counters: &mut $stack.counters,
             mtu: $stack.config.mtu,
             routes: &$stack.routes,
+            paths: &mut $stack.path_mtus,
         }
     };
 }

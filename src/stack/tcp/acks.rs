@@ -190,6 +190,7 @@ impl Connection {
         self.una = ack;
         self.stalled_since = now;
         self.stats.on_progress(now);
+        self.on_path_progress(now);
         self.changed = true;
         self.soft_error = None;
         if self.options.more && !self.options.cork {

@@ -12,8 +12,9 @@ use super::buffer::ReceiveBuffer;
 use super::congestion::{self, CongestionControl};
 use super::ecn::EcnState;
 use super::flow::FlowKey;
+use super::path::Path;
 use super::rate::Usage;
-use super::recovery::{Phase, Scoreboard};
+use super::recovery::Scoreboard;
 use super::rtt::Rtt;
 use super::segment::{MIN_HEADER, TIMESTAMP_SPACE};
 use super::stats::Stats;
@@ -36,7 +37,7 @@ const DEFAULT_MSS_V4: u16 = 536;
 const DEFAULT_MSS_V6: u16 = 1220;
 /// Smallest segment that we send, options included, whatever the peer says: with smaller ones it could make us work
 /// for nothing (CVE-2019-11479).
-const MIN_MSS: u16 = 88;
+pub(super) const MIN_MSS: u16 = 88;
 /// First guess of what the peer's full segments are.
 const MIN_RECEIVE_MSS: u32 = 536;
 /// ACKs at once at the beginning of a connection, where the peer is in slow start (as Linux).
@@ -67,7 +68,9 @@ pub(super) struct Setup<'a> {
     pub options: &'a Arc<TcpOptions>,
     pub iss: u32,
     pub timestamp_offset: u32,
+    /// Largest IP packet of the link, and of the path as far as is known.
     pub mtu: usize,
+    pub path_mtu: usize,
     pub loopback: bool,
 }
 
@@ -127,8 +130,7 @@ pub(super) struct Connection {
     pub window_ack: u64,
     /// Payload and options of a full segment.
     pub mss: u16,
-    /// Largest IP packet that the path takes, as far as we know.
-    pub path_mtu: u16,
+    pub path: Path,
     /// Most that may be written and not acknowledged, whatever the buffer is at present.
     pub transmit_capacity: u32,
     /// What the send buffer should hold; grows with the congestion window.
@@ -264,7 +266,7 @@ impl Connection {
             window_seq: ORIGIN,
             window_ack: ORIGIN,
             mss,
-            path_mtu: u16::try_from(setup.mtu).unwrap_or(u16::MAX),
+            path: Path::new(mss, path_mss(setup.key.local, setup.path_mtu)),
             transmit_capacity: setup.stream.tx_capacity.max(config.wmem[2]).max(options.send_buffer),
             transmit_limit: send_limit(config, options),
             small_end: ORIGIN,
@@ -359,7 +361,7 @@ impl Connection {
             }
         }
         let mss = agreed.mss.unwrap_or_else(|| default_mss(self.key.local));
-        self.mss = mss.min(self.announced_mss).max(MIN_MSS);
+        self.agree_on_segments(mss.min(self.announced_mss).max(MIN_MSS), now);
         self.congestion = congestion::controller(self.algorithm(config), self.full_segment());
         self.ecn.on = agreed.ecn;
     }
@@ -500,6 +502,15 @@ impl Connection {
         self.changed = true;
     }
 
+    /// FIN-WAIT-2 without an owner: for how long, TCP_LINGER2 says.
+    pub fn linger(&mut self, now: Instant, fin_timeout: Duration) {
+        match self.options.linger2 {
+            0 => self.linger_at = now + fin_timeout,
+            seconds @ 1.. => self.linger_at = now + Duration::from_secs(seconds.unsigned_abs().into()),
+            _ => self.abort(None),
+        }
+    }
+
     /// The owner is gone.
     pub fn close(&mut self, now: Instant, fin_timeout: Duration) {
         self.orphan = true;
@@ -507,7 +518,7 @@ impl Connection {
             TcpState::SynSent => self.end(None),
             // RFC 2525 2.17: data that nobody will read is lost, and the peer should know.
             _ if self.received_tail() > self.rx_head - FIRST => self.abort(None),
-            TcpState::FinWait2 => self.linger_at = now + fin_timeout,
+            TcpState::FinWait2 => self.linger(now, fin_timeout),
             _ => self.finish(),
         }
     }
@@ -549,6 +560,7 @@ impl Connection {
         if (options.receive_buffer, options.window_clamp) != (self.options.receive_buffer, self.options.window_clamp) {
             self.buffer.set_options(config, &options);
         }
+        self.changed |= options.notsent_lowat != self.options.notsent_lowat;
         if options.send_buffer != self.options.send_buffer {
             self.transmit_limit = send_limit(config, &options);
             self.transmit_capacity = self.transmit_capacity.max(options.send_buffer);
@@ -584,22 +596,6 @@ impl Connection {
         }
         let wanted = u32::try_from(2 * self.congestion.window()).unwrap_or(u32::MAX).min(config.wmem[2]);
         self.transmit_limit = self.transmit_limit.max(wanted);
-    }
-
-    /// The path takes smaller packets only (RFC 1191, 8201): `mtu` bytes with the IP header.
-    pub fn limit_path(&mut self, mtu: usize) {
-        let mss = path_mss(self.key.local, mtu).max(MIN_MSS);
-        self.path_mtu = self.path_mtu.min(u16::try_from(mtu).unwrap_or(u16::MAX));
-        if mss < self.mss {
-            self.mss = mss;
-            let full = self.full_segment();
-            self.board.on_smaller_segments(full);
-            if self.board.has_lost() && self.board.phase() != Phase::Timeout {
-                // RFC 1191 6.5: to be sent again, but not because of congestion.
-                self.board.enter(Phase::Timeout, self.nxt);
-                self.board.end_undo();
-            }
-        }
     }
 
     pub fn timeout(&self, config: &TcpConfig) -> Duration {
@@ -639,7 +635,7 @@ pub(super) fn own_mss(local: IpAddr, mtu: usize, options: &TcpOptions) -> u16 {
     path_mss(local, mtu).min(options.max_segment.unwrap_or(u16::MAX)).max(MIN_MSS)
 }
 
-fn path_mss(local: IpAddr, mtu: usize) -> u16 {
+pub(super) fn path_mss(local: IpAddr, mtu: usize) -> u16 {
     let ip = if local.is_ipv4() { 20 } else { 40 };
     u16::try_from(mtu.saturating_sub(ip + MIN_HEADER)).unwrap_or(u16::MAX)
 }

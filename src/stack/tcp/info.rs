@@ -25,7 +25,7 @@ impl Connection {
             send_mss: self.full_segment(),
             receive_mss: self.receive_mss,
             announced_mss: u32::from(self.announced_mss),
-            path_mtu: u32::from(self.path_mtu),
+            path_mtu: self.path_mtu(),
             srtt: self.rtt.smoothed(),
             rttvar: self.rtt.variation(),
             min_rtt: self.rtt.minimum().unwrap_or(Duration::ZERO),

@@ -222,7 +222,7 @@ impl Connection {
                 self.state = TcpState::FinWait2;
                 self.changed = true;
                 if self.orphan {
-                    self.linger_at = cx.now + config.fin_timeout;
+                    self.linger(cx.now, config.fin_timeout);
                 }
             }
             TcpState::Closing => self.enter_time_wait(cx),

@@ -70,6 +70,17 @@ impl Listener {
     }
 }
 
+/// Timeouts of a SYN-ACK in so many seconds.
+fn deferred_retries(seconds: u8) -> u8 {
+    let (mut retries, mut timeout, mut total) = (1, 1_u32, 1_u32);
+    while total < u32::from(seconds) {
+        retries += 1;
+        timeout = (timeout * 2).min(120);
+        total += timeout;
+    }
+    retries
+}
+
 const fn takes_family(at: &ListenAddress, address: IpAddr) -> bool {
     if address.is_ipv4() { at.ipv4 } else { at.ipv6 }
 }
@@ -93,6 +104,8 @@ pub(super) struct HalfOpen {
     pub listener: u32,
     pub listener_generation: u32,
     retries: u8,
+    /// The handshake is complete, and the owner wants to hear of it with the first data only (TCP_DEFER_ACCEPT).
+    deferred: bool,
     sent_at: Instant,
     pub timer: Option<TimerId>,
 }
@@ -186,6 +199,7 @@ impl Tcp {
             listener: listener_index,
             listener_generation: generation,
             retries: 0,
+            deferred: false,
             sent_at: cx.now,
             timer: None,
         };
@@ -275,6 +289,14 @@ impl Tcp {
             }
             return;
         }
+        let wait = listener.options.defer_accept;
+        if wait > 0 && segment.payload.is_empty() && !segment.has(FIN) && half_open.retries < deferred_retries(wait) {
+            // As Linux: the ACK is forgotten but for this, and the SYN-ACK is repeated once the time is over.
+            if let Some(half_open) = self.half_open.get_mut(index) {
+                half_open.deferred = true;
+            }
+            return;
+        }
         // The flow must lead to one record only, so the old goes first; if there is no room it stays as it was, and
         // the SYN-ACK is repeated (as Linux with tcp_abort_on_overflow = 0).
         self.establish(cx, &half_open, Some(index), segment);
@@ -309,6 +331,7 @@ impl Tcp {
             listener,
             listener_generation: self.listeners.generation(listener),
             retries: 0,
+            deferred: false,
             sent_at: cx.now,
             timer: None,
         };
@@ -348,6 +371,7 @@ impl Tcp {
             iss: half_open.iss,
             timestamp_offset: half_open.timestamp_offset,
             mtu: cx.mtu_to(remote.ip(), stream.rx_capacity),
+            path_mtu: cx.path_mtu(remote.ip(), cx.mtu_to(remote.ip(), stream.rx_capacity), &listener.options),
             loopback: cx.is_loopback(remote.ip()),
         };
         let mut connection = Connection::passive(&setup, &self.config, half_open.irs, &half_open.agreed(), cx.now);
@@ -372,13 +396,20 @@ impl Tcp {
         let Some(half_open) = self.half_open.get_mut(index) else { return };
         half_open.timer = None;
         let listener = self.listeners.get(half_open.listener);
-        let (Some(listener), true) = (listener, half_open.retries < self.config.synack_retries) else {
+        // As Linux (syn_ack_recalc): one that only waits for data waits for its time, and asks again at the end of it.
+        let wait = listener.map_or(0, |l| l.options.defer_accept);
+        let patience = if half_open.deferred { deferred_retries(wait) } else { 0 };
+        let (Some(listener), true) = (listener, half_open.retries < self.config.synack_retries.max(patience)) else {
             self.drop_half_open(index);
             return;
         };
+        let silent = half_open.deferred && half_open.retries + 1 < patience;
         half_open.retries += 1;
         let timeout = INITIAL_TIMEOUT.saturating_mul(1 << half_open.retries.min(16)).min(self.config.max_rto);
         half_open.timer = Some(self.wheel.insert(cx.now + timeout, FlowRef::HalfOpen(index).pack()));
+        if silent {
+            return;
+        }
         cx.counters.tcp_retransmits += 1;
         half_open.answer(cx, &self.config, listener, isn::timestamp(cx.now, half_open.timestamp_offset));
     }

@@ -26,6 +26,7 @@ mod input;
 mod isn;
 mod listen;
 mod output;
+mod path;
 mod rate;
 mod recovery;
 mod rtt;
@@ -38,6 +39,7 @@ mod time_wait;
 mod timers;
 mod verbs;
 
+use crate::icmp::PathMtus;
 use crate::outbox::Outbox;
 use crate::route::{LOOPBACK_MTU, Routes};
 use crate::wheel::Wheel;
@@ -65,6 +67,8 @@ pub(crate) struct Context<'a> {
     /// Largest IP packet of the link in bytes.
     pub mtu: usize,
     pub routes: &'a Routes,
+    /// What paths take, where it is less than the link.
+    pub paths: &'a mut PathMtus,
 }
 
 impl Context<'_> {
@@ -81,6 +85,14 @@ impl Context<'_> {
         } else {
             self.mtu
         }
+    }
+
+    /// Largest IP packet that gets to `remote`, of a link that takes `mtu`.
+    pub fn path_mtu(&self, remote: IpAddr, mtu: usize, options: &TcpOptions) -> usize {
+        if !options.mtu_discovery.believes_icmp() || self.is_loopback(remote) {
+            return mtu;
+        }
+        self.paths.get(self.now, remote).map_or(mtu, |path| path.min(mtu))
     }
 }
 
@@ -134,6 +146,8 @@ pub(crate) struct ReadyId {
 pub(crate) struct Emitted {
     /// Bytes of TCP header and payload.
     pub len: usize,
+    /// The packet may be fragmented on the way (IP_MTU_DISCOVER).
+    pub fragmentable: bool,
     pub tos: u8,
     /// Hop limit, never 0.
     pub ttl: u8,
@@ -318,7 +332,14 @@ impl Tcp {
                 // RFC 1191 and 8200 5: no link is smaller. As Linux, IPv4 is not lowered below 552 (min_pmtu): it
                 // takes one forged message to get there.
                 let least = if local.is_ipv4() { 552 } else { 1280 };
-                connection.limit_path((mtu as usize).max(least).min(cx.mtu));
+                let mtu = (mtu as usize).max(least).min(cx.mtu);
+                if connection.options.mtu_discovery.believes_icmp() {
+                    // RFC 1191 5.2: what one connection learned the next ones to that host begin with.
+                    if mtu < cx.mtu {
+                        cx.paths.note(cx.now, remote.ip(), mtu);
+                    }
+                    connection.limit_path(mtu, cx.now);
+                }
             }
         }
         self.settle(cx.now, index);

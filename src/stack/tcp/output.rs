@@ -109,6 +109,9 @@ impl Connection {
         }
         let room = self.send_edge.saturating_sub(self.nxt);
         let full = u64::from(self.payload_room());
+        if let Some(len) = self.plan_path_probe(now, in_flight, window, unsent, room) {
+            return Some(Plan::Data { len, fin: false });
+        }
         let len = unsent.min(full).min(room);
         let fin = finish && len == unsent && room > len;
         if len == 0 && !fin || in_flight > 0 && in_flight + len > window {
@@ -162,6 +165,7 @@ impl Connection {
                 let (payload, sent) = self.build_data(cx, seq, len - u32::from(fin), fin, out)?;
                 let len = payload + u32::from(sent.1);
                 self.board.retransmitted(index, len, cx.now, self.tail_probe_due);
+                self.on_path_probe_lost(seq, cx.now);
                 self.retransmits = self.retransmits.saturating_add(1);
                 self.stats.bytes_retransmitted += u64::from(payload);
                 cx.counters.tcp_retransmits += 1;
@@ -179,8 +183,10 @@ impl Connection {
                     self.restart_after_idle(cx.now, config);
                     self.stalled_since = cx.now;
                 }
+                self.forget_old_path(cx.now);
                 let seq = self.nxt;
                 let small = len < self.payload_room();
+                self.note_path_probe(seq, len);
                 let (len, (sent, fin)) = self.build_data(cx, seq, len, fin, out)?;
                 self.board.push(seq, len + u32::from(fin), cx.now);
                 self.nxt = seq + u64::from(len) + u64::from(fin);
@@ -334,7 +340,8 @@ impl Connection {
         self.stats.segments_out = self.stats.segments_out.wrapping_add(1);
         self.stats.data_segments_out = self.stats.data_segments_out.wrapping_add(u32::from(payload > 0));
         // The low two bits are ECN's.
-        Some(Emitted { len, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
+        let fragmentable = !self.options.mtu_discovery.dont_fragment();
+        Some(Emitted { len, fragmentable, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
     }
 
     /// Data left, for the first time or again.

@@ -484,6 +484,11 @@ impl Scoreboard {
         }
     }
 
+    /// Bytes of the oldest segment that is not acknowledged.
+    pub fn first_len(&self) -> u32 {
+        self.sent.front().map_or(0, |sent| sent.len)
+    }
+
     /// Gives back the memory of a busier time.
     pub fn trim(&mut self) {
         if self.sent.is_empty() {

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod closing;
+mod path;
 mod transfer;
 
 use super::segment::Segment;
@@ -171,6 +172,7 @@ pub(super) struct End {
     pub programs: Programs,
     pub outbox: Outbox,
     pub counters: Counters,
+    pub paths: PathMtus,
     pub address: IpAddr,
     pub listener: Option<SocketId>,
 }
@@ -228,6 +230,7 @@ impl Net {
                 },
                 outbox: Outbox::new(1 << 20),
                 counters: Counters::default(),
+                paths: PathMtus::new(),
                 address,
                 listener: None,
             }
@@ -273,6 +276,7 @@ impl Net {
             counters: &mut end.counters,
             mtu: self.pipe.mtu,
             routes: &self.routes,
+            paths: &mut end.paths,
         };
         f(&mut end.tcp, &mut cx)
     }

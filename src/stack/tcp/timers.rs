@@ -2,6 +2,7 @@
 //! moves away leaves it where it is, and the connection looks at its true deadlines when it fires.
 
 use super::connection::{Connection, NEVER, ORIGIN};
+use super::path::SUSPICIOUS_TIMEOUTS;
 use super::recovery::Phase;
 use crate::{Error, Instant, TcpConfig, TcpState};
 use core::time::Duration;
@@ -116,6 +117,7 @@ impl Connection {
 
     fn on_retransmission_timeout(&mut self, now: Instant, config: &TcpConfig) {
         let retries = match self.state {
+            TcpState::SynSent if self.options.syn_retries > 0 => self.options.syn_retries,
             TcpState::SynSent => config.syn_retries,
             TcpState::SynReceived => config.synack_retries,
             _ if self.orphan => ORPHAN_RETRIES.min(config.data_retries),
@@ -151,6 +153,9 @@ impl Connection {
                 self.stats.on_timeout(now);
                 self.enter_timeout(now);
                 self.timeouts = self.timeouts.saturating_add(1);
+                if config.mtu_probing && self.timeouts > SUSPICIOUS_TIMEOUTS {
+                    self.suspect_black_hole(now);
+                }
             }
         }
     }

@@ -107,6 +107,7 @@ impl Tcp {
             iss,
             timestamp_offset: self.secrets.timestamp_offset(&key),
             mtu: cx.mtu_to(remote.ip(), stream.rx_capacity),
+            path_mtu: cx.path_mtu(remote.ip(), cx.mtu_to(remote.ip(), stream.rx_capacity), &options),
             loopback: cx.is_loopback(remote.ip()),
         };
         let mut connection = Box::new(Connection::active(&setup, &self.config, cx.now));

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use sidestep_client::shm::Geometry;
-use sidestep_client::shm::layout::{MAX_RING_BYTES, MAX_SLOTS, MIN_RING_BYTES};
+use sidestep_client::shm::layout::{MAX_POOL_BYTES, MAX_RING_BYTES, MAX_SLOTS, MIN_RING_BYTES};
+use sidestep_client::shm::split::GRANULE_BYTES;
 use sidestep_stack::{Instant, InterfaceAddress, Limits, NeighborMode, StaticNeighbor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -30,6 +31,7 @@ const HOST_KEYS: &[&str] = &[
     "mtu",
     "rx_buffer",
     "tx_buffer",
+    "buffer_pool",
     "sockets",
     "connections",
     "ephemeral_ports",
@@ -383,6 +385,10 @@ fn host_config(
         let right = format!("must be a power of two from {MIN_RING_BYTES} to {MAX_RING_BYTES} bytes");
         if fits { Ok(bytes as u32) } else { Err(s.wrong(key, right)) }
     };
+    let pool = s.any("buffer_pool", size)?.unwrap_or(config.geometry.pool_bytes);
+    if pool > MAX_POOL_BYTES {
+        return Err(s.wrong("buffer_pool", format!("must be at most {MAX_POOL_BYTES} bytes")));
+    }
     config.geometry = Geometry {
         shards: 1,
         open_slots: sockets,
@@ -390,7 +396,7 @@ fn host_config(
         rx_bytes: buffer("rx_buffer")?,
         tx_bytes: buffer("tx_buffer")?,
         // What a stream needs beyond its own rings; addresses only, until it is used.
-        pool_bytes: config.geometry.pool_bytes,
+        pool_bytes: pool.next_multiple_of(GRANULE_BYTES),
     }
     .validate()
     .map_err(|e| (Some(t.span()), format!("host: {e} (sockets + connections)")))?;

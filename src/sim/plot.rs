@@ -8,7 +8,7 @@ const WIDTH: f64 = 960.0;
 const PANEL: f64 = 220.0;
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 20.0;
-const TOP: f64 = 46.0;
+const TOP: f64 = 58.0;
 const GAP: f64 = 44.0;
 /// Okabe and Ito's colours: eight that people with any colour vision can tell apart.
 const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a600"];
@@ -19,7 +19,7 @@ type Panel = (&'static str, fn(&Point) -> Option<f64>);
 const PANELS: [Panel; 3] = [
     ("congestion window, KiB", |p| p.cwnd.map(|c| c / 1024.0)),
     ("smoothed round-trip time, ms", |p| p.rtt),
-    ("goodput, Mbit/s", |p| Some(p.goodput)),
+    ("goodput, Mbit/s", |p| p.goodput),
 ];
 
 /// The picture of a report that was made with series.

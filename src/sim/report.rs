@@ -106,8 +106,8 @@ pub struct Point {
     pub cwnd: Option<f64>,
     /// Milliseconds.
     pub rtt: Option<f64>,
-    /// Mbit/s since the point before.
-    pub goodput: f64,
+    /// Mbit/s since the point before. None: not begun yet, or over.
+    pub goodput: Option<f64>,
 }
 
 impl Percentiles {

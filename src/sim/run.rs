@@ -35,8 +35,8 @@ pub struct RunOptions {
 
 /// Flows of which numbers are taken for plots: more lines nobody can tell apart.
 const SERIES: usize = 8;
-/// What a flow must get of a path that loses nothing, slow start and all.
-const LOSSLESS_SHARE: f64 = 0.95;
+/// What a flow must get of a path that it could fill, slow start and all.
+const FULL_SHARE: f64 = 0.95;
 /// Events between two looks at the clock of whoever waits.
 const EVENTS_A_LOOK: u64 = 50_000;
 
@@ -152,12 +152,13 @@ impl<'s> Run<'s> {
             let flow = self.stats[*traffic].borrow().flows[*flow];
             let info = flow.slot.and_then(|slot| self.network.node_as::<Host>(*host).tcp_info(slot));
             let bits = (flow.received - *before) as f64 * 8.0;
+            let is_on = flow.started.is_some() && flow.ended.is_none();
             *before = flow.received;
             series.points.push(Point {
                 seconds,
                 cwnd: info.map(|i| f64::from(i.cwnd)),
                 rtt: info.filter(|i| !i.srtt.is_zero()).map(|i| i.srtt.as_secs_f64() * 1e3),
-                goodput: bits / step.as_secs_f64() / 1e6,
+                goodput: (bits > 0.0 || is_on).then(|| bits / step.as_secs_f64() / 1e6),
             });
         }
     }
@@ -224,7 +225,7 @@ impl<'s> Run<'s> {
         let path =
             matches!(spec.kind, Kind::Bulk { .. }).then(|| path_of(self.scenario, spec.from[0], spec.to[0])).flatten();
         let goodput_mbit: f64 = shares.iter().sum();
-        let bar = path.filter(|_| spec.bar).map(|p| p.law() / 1e6 * if p.loss > 0.0 { 1.0 } else { LOSSLESS_SHARE });
+        let bar = path.filter(|_| spec.bar).map(|p| p.law().min(FULL_SHARE * p.payload_rate()) / 1e6);
         TrafficReport {
             name: spec.name.clone(),
             kind: spec.kind.word(),

@@ -136,24 +136,36 @@ impl TraceHash {
     }
 
     fn word(&mut self, word: u64) {
-        // The two halves of a 128-bit product mix every bit of both factors into every bit of the sum.
-        let product = u128::from(self.0 ^ word) * 0x9e37_79b9_7f4a_7c15;
-        self.0 = (product as u64) ^ ((product >> 64) as u64).rotate_left(29);
+        self.0 = mix(self.0, word);
     }
 
+    /// Four lanes: one product need not wait for the one before.
     fn bytes(&mut self, bytes: &[u8]) {
-        let mut words = bytes.chunks_exact(8);
-        for w in &mut words {
-            self.word(u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]));
+        let mut lanes = [self.0, self.0 ^ 1, self.0 ^ 2, self.0 ^ 3];
+        let mut blocks = bytes.chunks_exact(32);
+        for block in &mut blocks {
+            for (lane, w) in lanes.iter_mut().zip(block.chunks_exact(8)) {
+                *lane = mix(*lane, u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]));
+            }
         }
-        let mut last = [0; 8];
-        last[..words.remainder().len()].copy_from_slice(words.remainder());
-        self.word(u64::from_le_bytes(last) ^ (bytes.len() as u64) << 56);
+        let mut last = [0; 32];
+        last[..blocks.remainder().len()].copy_from_slice(blocks.remainder());
+        for (lane, w) in lanes.iter_mut().zip(last.chunks_exact(8)) {
+            *lane = mix(*lane, u64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]));
+        }
+        lanes.into_iter().for_each(|lane| self.word(lane));
+        self.word(bytes.len() as u64);
     }
 
     const fn finish(&self) -> u64 {
         self.0
     }
+}
+
+/// The two halves of a 128-bit product mix every bit of both factors into every bit of the sum.
+const fn mix(state: u64, word: u64) -> u64 {
+    let product = ((state ^ word) as u128) * 0x9e37_79b9_7f4a_7c15;
+    (product as u64) ^ ((product >> 64) as u64).rotate_left(29)
 }
 
 /// One line about a frame, in tcpdump's words.

@@ -98,7 +98,7 @@ fn scenario(root: &DeTable<'_>) -> Result<Scenario, Problem> {
     let s = Section::new("simulation", simulation.as_ref().unwrap_or(&empty), SIMULATION_KEYS)?;
     let duration = s.text("duration", time)?.unwrap_or(Duration::from_secs(10));
     let seed = s.number("seed", 0, i64::MAX as u64)?.unwrap_or(1);
-    let sample = s.text("sample", time)?.unwrap_or(duration / 1000).max(Duration::from_micros(1));
+    let sample = s.text("sample", time)?.unwrap_or(duration / 300).max(Duration::from_micros(1));
     let arp = s.text("neighbors", |t| choice(t, &[("arp", true), ("static", false)]))?.unwrap_or(true);
     if duration.is_zero() {
         return Err(s.wrong("duration", "must be more than 0"));

@@ -64,7 +64,7 @@ pub struct TrafficSpec {
     pub to: Vec<usize>,
     pub port: u16,
     pub backlog: u32,
-    /// Goodput must reach the law's ([`super::law`]); where nothing is lost, 95 % of it.
+    /// Goodput must reach the law's ([`super::law`]); where that is more than the link carries, 95 % of that.
     pub bar: bool,
 }
 

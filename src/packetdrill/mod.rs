@@ -30,7 +30,8 @@ mod world;
 use std::path::Path;
 
 pub use run::{Failure, Notes};
-pub use settings::Settings;
+pub use settings::{LINK, Settings};
+pub use wire::Link;
 
 /// How a script went.
 #[derive(Clone, Debug, PartialEq, Eq)]

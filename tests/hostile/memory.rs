@@ -179,7 +179,7 @@ impl Scene<'_> {
             slot: 0,
             at: at(8080),
             backlog: 4,
-            options: TcpOptions::default(),
+            options: Box::default(),
             reuse_port: false,
             reply,
         });

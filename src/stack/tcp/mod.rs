@@ -50,6 +50,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use connection::{Connection, NEVER};
 use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
 use flow::{FlowKey, FlowRef, FlowTable};
 use isn::Secrets;
 use listen::{Bucket, HalfOpen, Listener};
@@ -537,7 +538,9 @@ impl Tcp {
             if let Some(timer) = connection.timer.take() {
                 self.wheel.remove(timer);
             }
-            connection.timer = Some(self.wheel.insert(deadline, FlowRef::Connection(index).pack()));
+            // Not before the next tick: a deadline that stays in the past must not keep `handle_timers` from returning.
+            let at = deadline.max(now + Duration::from_nanos(1));
+            connection.timer = Some(self.wheel.insert(at, FlowRef::Connection(index).pack()));
             connection.timer_at = deadline;
         }
     }

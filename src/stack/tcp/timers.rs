@@ -28,7 +28,10 @@ impl Connection {
     /// The nearest deadline, [`NEVER`] without any.
     pub fn deadline(&self, config: &TcpConfig) -> Instant {
         let mut deadline =
-            self.retransmit_at.min(self.reorder_at).min(self.ack_at).min(self.cork_at).min(self.linger_at);
+            self.retransmit_at.min(self.reorder_at).min(self.ack_at).min(self.linger_at);
+        if self.cork_at != Instant::ZERO {
+            deadline = deadline.min(self.cork_at);
+        }
         if self.options.keep_alive {
             deadline = deadline.min(self.keepalive_at(config));
         }
@@ -78,6 +81,10 @@ impl Connection {
         }
         if now >= self.parked_until {
             self.parked_until = Instant::ZERO;
+        }
+        if now >= self.cork_at {
+            // From here on it only waits for windows: that deadline has done its work, and must not come again.
+            self.cork_at = Instant::ZERO;
         }
         if now >= self.ack_at {
             self.ack_at = NEVER;

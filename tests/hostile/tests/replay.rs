@@ -37,7 +37,7 @@ macro_rules! targets {
         mod random {
             use super::*;
             $(proptest! {
-                #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+                #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
                 #[test]
                 fn $name(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
                     let run = TARGETS.iter().find(|(name, _)| *name == stringify!($name)).expect("a target").1;

@@ -111,6 +111,31 @@ struct Jumbo {
     tx: Vec<u8>,
 }
 
+impl Jumbo {
+    /// Takes one descriptor's bytes (None: they lay outside of their frame). The packet, when this was its end.
+    fn take_part<'a>(&'a mut self, bytes: Option<&'a mut [u8]>, last: bool) -> Option<&'a mut [u8]> {
+        let first = self.rx.is_empty() && !self.rx_bad;
+        match bytes {
+            Some(bytes) if first && last => Some(bytes),
+            Some(bytes) if !self.rx_bad && self.rx.len() + bytes.len() <= self.capacity => {
+                self.rx.extend_from_slice(bytes);
+                last.then_some(&mut self.rx[..])
+            }
+            // Outside its frame, or longer than any packet of this device: drop it up to its end.
+            _ => {
+                self.rx_bad = true;
+                None
+            }
+        }
+    }
+
+    /// The packet is over. Whether it had to be dropped.
+    fn end(&mut self) -> bool {
+        self.rx.clear();
+        core::mem::take(&mut self.rx_bad)
+    }
+}
+
 impl XdpPort {
     /// The socket, for [`super::Steering::set_socket`] and for polling.
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -260,21 +285,8 @@ impl XdpPort {
             self.counters.rx_bad += 1;
             return false;
         };
-        let Jumbo { rx: joined, rx_bad, capacity, .. } = &mut self.jumbo;
-        let first = joined.is_empty() && !*rx_bad;
         let last = !desc.has_more_frames();
-        let whole = match self.frames.received(&frame, &mut desc) {
-            Some(bytes) if first && last => Some(bytes),
-            Some(bytes) if !*rx_bad && joined.len() + bytes.len() <= *capacity => {
-                joined.extend_from_slice(bytes);
-                last.then_some(&mut joined[..])
-            }
-            // Outside its frame, or longer than any packet of this device: drop it up to its end.
-            _ => {
-                *rx_bad = true;
-                None
-            }
-        };
+        let whole = self.jumbo.take_part(self.frames.received(&frame, &mut desc), last);
         let handed = whole.is_some();
         if let Some(bytes) = whole {
             self.counters.rx_frames += 1;
@@ -282,9 +294,7 @@ impl XdpPort {
             handle(bytes);
         }
         if last {
-            self.counters.rx_bad += u64::from(*rx_bad);
-            *rx_bad = false;
-            joined.clear();
+            self.counters.rx_bad += u64::from(self.jumbo.end());
         }
         self.frames.give_back(frame);
         handed
@@ -440,3 +450,36 @@ impl XdpPort {
 
 /// linux/if_xdp.h: the packet goes on in the next descriptor.
 const XDP_PKT_CONTD: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_across_descriptors_are_whole_or_not_there() {
+        let mut jumbo = Jumbo { capacity: 9000, rx: Vec::with_capacity(9000), rx_bad: false, tx: Vec::new() };
+        let mut part = [7; 4096];
+        // One, and three.
+        assert_eq!(jumbo.take_part(Some(&mut part), true).map(|b| b.len()), Some(4096));
+        assert!(!jumbo.end());
+        assert!(jumbo.take_part(Some(&mut part), false).is_none());
+        assert!(jumbo.take_part(Some(&mut part), false).is_none());
+        assert_eq!(jumbo.take_part(Some(&mut part[..800]), true).map(|b| b.len()), Some(8992));
+        assert!(!jumbo.end());
+        // Without end: what is kept stays within the largest packet, and the next one is whole again.
+        for _ in 0..1000 {
+            assert!(jumbo.take_part(Some(&mut part), false).is_none());
+            assert!(jumbo.rx.capacity() <= 9000);
+        }
+        assert!(jumbo.take_part(Some(&mut part), true).is_none() && jumbo.end());
+        // A part in the middle that lies outside of its frame, or the first one.
+        for bad in [0, 1] {
+            for n in 0..3 {
+                let bytes = (n != bad).then_some(&mut part[..10]);
+                assert!(jumbo.take_part(bytes, n == 2).is_none(), "part {n} of a packet whose part {bad} is bad");
+            }
+            assert!(jumbo.end());
+        }
+        assert_eq!(jumbo.take_part(Some(&mut part[..60]), true).map(|b| b.len()), Some(60));
+    }
+}

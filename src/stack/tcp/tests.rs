@@ -4,6 +4,7 @@
 mod attacks;
 mod closing;
 mod path;
+mod peers;
 mod transfer;
 
 use super::segment::Segment;

@@ -369,3 +369,140 @@ proptest! {
         survive(&frames, Unknown::Answer);
     }
 }
+
+#[test]
+fn nobody_takes_our_address_or_a_neighbours_by_shouting() {
+    let mut n = node(false);
+    n.stack.tcp_listen(Token(4), at_any(81), 4, CAPACITY, TcpOptions::default(), false).unwrap();
+    // Known by an answer to a question of ours.
+    n.frame(NOW, &v4_arp_reply());
+    let arp = |sender: [u8; 4], from: [u8; 6], target: [u8; 4], reply: bool| {
+        let mut p = vec![0, 1, 8, 0, 6, 4, 0, 1 + u8::from(reply)];
+        p.extend_from_slice(&from);
+        p.extend_from_slice(&sender);
+        p.extend_from_slice(&[0; 6]);
+        p.extend_from_slice(&target);
+        framed(0x0806, &p)
+    };
+    let before = n.stack.neighbors.len();
+    for i in 0..1000_u32 {
+        let mac = [2, 9, 9, 9, (i >> 8) as u8, i as u8];
+        // As us; as everybody; with a group's Ethernet address; off the link.
+        n.frame(NOW, &arp(OWN, mac, OWN, i % 2 == 0));
+        n.frame(NOW, &arp([10, 0, 0, 255], mac, OWN, true));
+        n.frame(NOW, &arp(PEER, [1, 0, 0x5e, 0, 0, 1], PEER, true));
+        n.frame(NOW, &arp([192, 0, 2, (i & 0xff) as u8], mac, OWN, true));
+        // Strangers that announce themselves are not remembered.
+        n.frame(NOW, &arp([10, 0, 0, 3 + (i % 200) as u8], mac, [10, 0, 0, 3 + (i % 200) as u8], true));
+    }
+    n.frames(NOW);
+    assert_eq!(n.stack.neighbors.len(), before);
+    // RFC 4861 7.1: from beyond the link nobody says who has an address.
+    let mut claim = v6("2001:db8::1", "2001:db8::2", 58, &{
+        let mut m = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+        m.extend_from_slice(&"2001:db8::1".parse::<core::net::Ipv6Addr>().unwrap().octets());
+        m.extend_from_slice(&[2, 1, 2, 9, 9, 9, 9, 9]);
+        m
+    });
+    let malformed = n.stack.counters().drop_malformed;
+    for hops in [0, 64, 254] {
+        claim[14 + 7] = hops;
+        n.frame(NOW, &claim);
+    }
+    assert_eq!(n.stack.counters().drop_malformed - malformed, 3);
+    assert_eq!(n.stack.neighbors.len(), before);
+    // And we still answer for ours.
+    n.frame(NOW, &arp(PEER, mac(A), OWN, false));
+    assert_eq!(n.frames(NOW).len(), 1);
+}
+
+#[test]
+fn a_neighbour_that_changes_all_the_time_keeps_its_connections() {
+    let mut net = Net::new();
+    let options = TcpOptions::default();
+    net.nodes[B].stack.tcp_listen(Token(3), at_any(80), 16, CAPACITY, options, false).unwrap();
+    let (now, node) = (net.now, &mut net.nodes[A]);
+    node.memory.sending.insert(5, vec![1; 50_000]);
+    let (id, _) = node
+        .stack
+        .tcp_connect(now, Token(5), None, at("10.0.0.2:80"), stream(5), options, &mut node.memory)
+        .unwrap();
+    node.stack.tcp_send(now, id, 50_000).unwrap();
+    // Gratuitous changes between two addresses; frames for the wrong one are lost.
+    for i in 0..200_u32 {
+        let mut f = framed(0x0806, &[0, 1, 8, 0, 6, 4, 0, 2]);
+        f.extend_from_slice(&if i % 2 == 0 { [2, 9, 9, 9, 9, 9] } else { mac(B) });
+        f.extend_from_slice(&[10, 0, 0, 2]);
+        f.extend_from_slice(&mac(A));
+        f.extend_from_slice(&[10, 0, 0, 1]);
+        f[..6].copy_from_slice(&mac(A));
+        let now = net.now;
+        net.nodes[A].frame(now, &f);
+        net.run(Duration::from_millis(5));
+    }
+    net.run(Duration::from_secs(120));
+    assert_eq!(net.nodes[B].memory.received.values().map(Vec::len).sum::<usize>(), 50_000);
+}
+
+#[test]
+fn chains_of_extension_headers_end() {
+    let mut n = node(false);
+    // A datagram behind as many headers as there are; more than eight are not walked.
+    for count in 0..30_usize {
+        let before = n.memory.datagrams.len();
+        let mut chain = Vec::new();
+        for i in 0..count {
+            chain.extend_from_slice(&[if i + 1 == count { 17 } else { 60 }, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        chain.extend_from_slice(&udp(7, 3));
+        n.frame(NOW, &v6("2001:db8::1", "2001:db8::2", if count == 0 { 17 } else { 60 }, &chain));
+        assert_eq!(n.memory.datagrams.len() - before, usize::from(count <= 8), "{count}");
+    }
+    // Fragment headers in fragment headers, hop-by-hop options in the middle, lengths beyond the packet.
+    let bad: [&[u8]; 4] = [
+        &[44, 0, 0, 0, 0, 0, 0, 1, 44, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0, 0, 0, 0, 0, 1],
+        &[0, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0],
+        &[17, 255, 1, 4, 0, 0, 0, 0],
+        &[17, 0, 9, 200, 0, 0, 0, 0],
+    ];
+    let before = n.memory.datagrams.len();
+    for (i, chain) in bad.into_iter().enumerate() {
+        let bytes = [chain, &udp(7, 3)].concat();
+        n.frame(NOW, &v6("2001:db8::1", "2001:db8::2", if i == 0 { 44 } else { 60 }, &bytes));
+    }
+    assert_eq!(n.memory.datagrams.len(), before);
+}
+
+#[test]
+fn fragments_that_overlap_or_never_end() {
+    let mut n = node(false);
+    let piece = |id: u16, offset: usize, more: bool, bytes: &[u8]| {
+        let mut f = v4(PEER, OWN, 17, bytes);
+        f[14 + 4..14 + 6].copy_from_slice(&id.to_be_bytes());
+        f[14 + 6..14 + 8].copy_from_slice(&((offset / 8) as u16 | u16::from(more) << 13).to_be_bytes());
+        f
+    };
+    let mut whole = udp(7, 56);
+    whole[8..].fill(1);
+    // Teardrop and its kin: the second lies within, before or across the first. RFC 5722: all of it goes.
+    for (id, (offset, len)) in [(0_usize, 16_usize), (8, 8), (16, 24), (24, 8), (0, 64)].into_iter().enumerate() {
+        n.frame(NOW, &piece(id as u16, 0, true, &whole[..32]));
+        n.frame(NOW, &piece(id as u16, offset, true, &vec![9; len]));
+        n.frame(NOW, &piece(id as u16, 32, false, &whole[32..]));
+        assert!(n.memory.datagrams.iter().all(|(_, _, d)| d.iter().all(|b| *b == 1)), "{offset} {len}");
+    }
+    // FragmentSmack: many datagrams of tiny pieces, none of which is ever whole. An honest one still gets through.
+    for id in 1000..6000_u16 {
+        for at in 1..20 {
+            n.frame(NOW, &piece(id, at * 16, true, &[0; 8]));
+        }
+    }
+    let before = n.memory.datagrams.len();
+    n.frame(NOW, &piece(7, 0, true, &whole[..32]));
+    n.frame(NOW, &piece(7, 32, false, &whole[32..]));
+    assert_eq!(n.memory.datagrams.len() - before, 1);
+    // Nothing of it stays.
+    let later = NOW + SECOND * 31;
+    n.stack.handle_timers(later, &mut n.memory);
+    assert_eq!(n.stack.reassembly.next_deadline(), None);
+}

@@ -5,11 +5,11 @@ use crate::tcp::segment::{ACK, FIN, Header, PSH, RST, SYN};
 use proptest::prelude::*;
 
 /// A segment from the client's side that the client did not send.
-fn forge(net: &Net, header: &Header<'_>, payload: &[u8]) -> Packet {
+pub(super) fn forge(net: &Net, header: &Header<'_>, payload: &[u8]) -> Packet {
     forge_from(net.ends[CLIENT].address, net, header, payload)
 }
 
-fn forge_from(from: IpAddr, net: &Net, header: &Header<'_>, payload: &[u8]) -> Packet {
+pub(super) fn forge_from(from: IpAddr, net: &Net, header: &Header<'_>, payload: &[u8]) -> Packet {
     let to = net.ends[SERVER].address;
     let mut bytes = vec![0; header.len()];
     bytes.extend_from_slice(payload);
@@ -18,7 +18,7 @@ fn forge_from(from: IpAddr, net: &Net, header: &Header<'_>, payload: &[u8]) -> P
 }
 
 /// What the next segment from the client to the server would look like.
-fn next_header<'a>(net: &mut Net, client: u64) -> Header<'a> {
+pub(super) fn next_header<'a>(net: &mut Net, client: u64) -> Header<'a> {
     let id = net.socket(CLIENT, client).id.unwrap();
     let connection = net.ends[CLIENT].tcp.connections.get(id.index).unwrap();
     Header {
@@ -35,11 +35,11 @@ fn next_header<'a>(net: &mut Net, client: u64) -> Header<'a> {
     }
 }
 
-fn last_sent(net: &Net) -> Segment<'_> {
+pub(super) fn last_sent(net: &Net) -> Segment<'_> {
     Segment::parse(&net.sent.last().unwrap().bytes).unwrap()
 }
 
-fn server_state(net: &Net, server: u64) -> TcpState {
+pub(super) fn server_state(net: &Net, server: u64) -> TcpState {
     net.ends[SERVER].programs.sockets[&server].state()
 }
 

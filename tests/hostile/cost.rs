@@ -200,7 +200,7 @@ impl Scene {
             seq: c.seq,
             ack: c.ack,
             flags: ACK,
-            window: 500,
+            window: 5000,
             options: wire::timestamp_option(self.clock(), c.recent),
             payload: payload.to_vec(),
             ..Tcp::default()
@@ -294,41 +294,40 @@ impl Scene {
     fn sacks(&mut self, n: usize) -> Vec<Vec<u8>> {
         self.establish(1, 48);
         let (socket, _) = self.connections[0].socket.expect("open");
+        let (address, segment) = (self.connections[0].remote.ip(), 76_u32);
+        let flight = n as u32 * segment;
+        let mut acked = 0;
         // Let the congestion window grow until all of it is in flight at once.
-        let segment = 76_u64;
-        let flight = n as u64 * segment;
-        let mut written = 0;
         for _ in 0..4000 {
-            written += flight;
-            let base = self.connections[0].ack;
-            let _ = self.stack.tcp_send(self.now, socket, written);
-            self.now = self.now + Duration::from_millis(1);
-            self.note();
-            let sent = u64::from(self.connections[0].ack.wrapping_sub(base));
+            let una = self.connections[0].ack;
+            let written = acked + u64::from(flight);
+            self.stack.tcp_send(self.now, socket, written).expect("its own socket");
+            for _ in 0..20 {
+                // Paced, perhaps.
+                self.now = self.now + Duration::from_micros(50);
+                if self.stack.next_deadline().is_some_and(|at| at <= self.now) {
+                    self.stack.handle_timers(self.now, &mut self.programs);
+                }
+                self.note();
+            }
+            let sent = self.connections[0].ack.wrapping_sub(una);
             if sent >= flight {
-                let una = base;
-                let block = |i: usize| {
-                    let left = una.wrapping_add(segment as u32 * (1 + (2 * i as u32) % (n as u32 - 2)));
-                    (left, left.wrapping_add(segment as u32))
-                };
                 let ack = |i: usize| {
-                    let mut s = self.segment(0, &[]);
-                    s.ack = una;
+                    let mut s = Tcp { ack: una, ..self.segment(0, &[]) };
                     s.options.extend_from_slice(&[1, 1, 5, 26]);
                     for k in 0..3 {
-                        let (left, right) = block(3 * i + k);
+                        let left = una.wrapping_add(segment * (1 + 2 * (3 * i + k) as u32 % (n as u32 - 2)));
                         s.options.extend_from_slice(&left.to_be_bytes());
-                        s.options.extend_from_slice(&right.to_be_bytes());
+                        s.options.extend_from_slice(&left.wrapping_add(segment).to_be_bytes());
                     }
-                    Self::frame(self.connections[0].remote.ip(), &s)
+                    Self::frame(address, &s)
                 };
                 return (0..n / 8).map(ack).collect();
             }
             // Acknowledge what came.
-            written = written - flight + sent;
+            acked += u64::from(sent);
             let ack = self.segment(0, &[]);
-            self.give(&Self::frame(self.connections[0].remote.ip(), &ack));
-            self.note();
+            self.give(&Self::frame(address, &ack));
         }
         panic!("{n} segments are never in flight at once");
     }

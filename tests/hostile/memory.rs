@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const GEOMETRY: Geometry =
-    Geometry { shards: 1, open_slots: 12, accept_slots: 6, rx_bytes: CAPACITY, tx_bytes: CAPACITY };
+    Geometry { shards: 1, open_slots: 12, accept_slots: 6, rx_bytes: CAPACITY, tx_bytes: CAPACITY, pool_bytes: 1 << 18 };
 const MAX_STEPS: usize = 400;
 /// The program's number in its group, and the group's.
 const PROCESS: u32 = 0;

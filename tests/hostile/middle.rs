@@ -187,6 +187,8 @@ impl Scene {
         let Some((to, mut frame)) = self.wire.remove(at) else { return self.wait() };
         match what & 15 {
             8 => {}
+            // In a fuzzer's build smoltcp believes every checksum, and damage would be the truth.
+            10 if cfg!(fuzzing) => {}
             9 => {
                 self.deliver(to, &frame);
                 self.deliver(to, &frame);

@@ -24,8 +24,11 @@ pub mod settings;
 pub mod wire;
 pub mod world;
 
-/// Every target by its name in `fuzz/fuzz_targets` and `fuzz/corpus`.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+/// Its name in `fuzz/fuzz_targets` and `fuzz/corpus`, and what plays an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 6] = [
     ("frames", peer::run),
     ("middle", middle::run),
     ("options", options::run),

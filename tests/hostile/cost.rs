@@ -336,7 +336,12 @@ impl Scene {
         let (IpAddr::V4(from), IpAddr::V4(to)) = (addresses(1)[0], addresses(0)[0]) else { return Vec::new() };
         let piece = |i: usize| {
             let (id, place) = ((i / 100) as u16, (i % 100) as u16 * 2 + 1);
-            wire::ethernet(mac(0), mac(1), wire::IPV4, &wire::ipv4(from.octets(), to.octets(), 17, id, place | 1 << 13, &[0; 8]))
+            wire::ethernet(
+                mac(0),
+                mac(1),
+                wire::IPV4,
+                &wire::ipv4(from.octets(), to.octets(), 17, id, place | 1 << 13, &[0; 8]),
+            )
         };
         (0..n).map(piece).collect()
     }
@@ -344,7 +349,8 @@ impl Scene {
     fn syns(&mut self, n: usize) -> Vec<Vec<u8>> {
         let syn = |i: usize| {
             let from = IpAddr::from((0x0b00_0000 + i as u32).to_be_bytes());
-            let segment = Tcp { source: 9, destination: PORT, seq: i as u32, flags: SYN, window: 500, ..Tcp::default() };
+            let segment =
+                Tcp { source: 9, destination: PORT, seq: i as u32, flags: SYN, window: 500, ..Tcp::default() };
             Self::frame(from, &segment)
         };
         (0..n).map(syn).collect()

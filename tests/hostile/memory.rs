@@ -24,13 +24,19 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::Arc;
 use std::time::Duration;
 
-const GEOMETRY: Geometry =
-    Geometry { shards: 1, open_slots: 12, accept_slots: 6, rx_bytes: CAPACITY, tx_bytes: CAPACITY, pool_bytes: 1 << 18 };
+const GEOMETRY: Geometry = Geometry {
+    shards: 1,
+    open_slots: 12,
+    accept_slots: 6,
+    rx_bytes: CAPACITY,
+    tx_bytes: CAPACITY,
+    pool_bytes: 1 << 18,
+};
 const MAX_STEPS: usize = 400;
 /// The program's number in its group, and the group's.
 const PROCESS: u32 = 0;
@@ -122,8 +128,7 @@ pub fn run(bytes: &[u8]) {
     let port = Wire { incoming: to_shard.clone(), outgoing: from_shard.clone(), buffer: vec![0; 1514] };
     let stack = Stack::new(stack_config(), [7; 32]);
     let heartbeat = Box::new(|_| {});
-    let shard =
-        Shard::new(0, port, time.clone(), stack, mailboxes.clone(), notices.clone(), heartbeat);
+    let shard = Shard::new(0, port, time.clone(), stack, mailboxes.clone(), notices.clone(), heartbeat);
     let group = Arc::new(Group::new(GROUP, 1, GEOMETRY).expect("a memfd"));
     let memory = File::from(group.memfd().try_clone_to_owned().expect("a descriptor"));
     let mut peer = Node::new(1, true);
@@ -184,8 +189,7 @@ impl Scene<'_> {
             reply,
         });
         assert!(listening.is_ok_and(|r| r.is_ok()));
-        let open =
-            self.tell(|reply| Message::OpenDatagram { group: GROUP, slot: 1, at: at(7), reuse: false, reply });
+        let open = self.tell(|reply| Message::OpenDatagram { group: GROUP, slot: 1, at: at(7), reuse: false, reply });
         assert!(open.is_ok_and(|r| r.is_ok()));
         for number in [2, 3] {
             self.connect(number);

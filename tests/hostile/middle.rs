@@ -90,8 +90,7 @@ impl Scene {
         let stream = node.world.stream(remote);
         let token = stream.token.0;
         let options = TcpOptions { no_delay: n & 1 != 0, ..TcpOptions::default() };
-        let connected =
-            node.stack.tcp_connect(self.now, stream.token, None, remote, stream, options, &mut node.world);
+        let connected = node.stack.tcp_connect(self.now, stream.token, None, remote, stream, options, &mut node.world);
         let (id, local) = connected.expect("a port is free");
         let socket = node.world.sockets.get_mut(&token).expect("just made");
         (socket.id, socket.local) = (Some(id), Some(local));

@@ -189,8 +189,7 @@ impl Scene<'_> {
         let stream = self.node.world.stream(remote);
         let node = &mut self.node;
         let options = TcpOptions::default();
-        let connected =
-            node.stack.tcp_connect(self.now, stream.token, None, remote, stream, options, &mut node.world);
+        let connected = node.stack.tcp_connect(self.now, stream.token, None, remote, stream, options, &mut node.world);
         let Ok((id, local)) = connected else {
             node.world.sockets.remove(&stream.token.0);
             return;
@@ -227,8 +226,7 @@ impl Scene<'_> {
     fn honest(&self, index: usize) -> Tcp {
         let flow = &self.flows[index];
         let ack = flow.irs.map_or(0, |irs| irs.wrapping_add(flow.sent as u32));
-        let options =
-            if flow.timestamps { wire::timestamp_option(self.clock(), flow.recent) } else { Vec::new() };
+        let options = if flow.timestamps { wire::timestamp_option(self.clock(), flow.recent) } else { Vec::new() };
         Tcp { seq: flow.next, ack, flags: ACK, window: 2000, options, ..Tcp::default() }
     }
 
@@ -439,7 +437,8 @@ impl Scene<'_> {
         let (how, len) = (self.script.u8(), usize::from(self.script.u8()));
         let v6 = usize::from(how & 1);
         let (from, to) = (addresses(PEER)[v6], addresses(STACK)[v6]);
-        let mut d = [5555_u16.to_be_bytes(), [0, 7 + (how >> 1 & 1)], ((8 + len) as u16).to_be_bytes(), [0, 0]].concat();
+        let mut d =
+            [5555_u16.to_be_bytes(), [0, 7 + (how >> 1 & 1)], ((8 + len) as u16).to_be_bytes(), [0, 0]].concat();
         d.resize(8 + len, 0x55);
         wire::seal(from, to, 17, 6, &mut d);
         let kind = [wire::IPV4, wire::IPV6][v6];
@@ -522,7 +521,11 @@ impl Scene<'_> {
             let token = flow.token.expect("a stream whose bytes are sent");
             let wrong = segment.payload.iter().zip(begin - 1..).find(|(b, p)| **b != pattern(token as u8, *p as u32));
             assert_eq!(wrong, None, "a byte that the program did not write there");
-            assert!(end <= flow.offered.max(1) + u64::from(segment.has(FIN)), "beyond the window: {end} of {}", flow.offered);
+            assert!(
+                end <= flow.offered.max(1) + u64::from(segment.has(FIN)),
+                "beyond the window: {end} of {}",
+                flow.offered
+            );
         }
         if end > flow.sent {
             assert!(begin <= flow.sent, "a gap in what is sent");

@@ -27,8 +27,7 @@ fn patience(retries: u8, config: &TcpConfig) -> Duration {
 impl Connection {
     /// The nearest deadline, [`NEVER`] without any.
     pub fn deadline(&self, config: &TcpConfig) -> Instant {
-        let mut deadline =
-            self.retransmit_at.min(self.reorder_at).min(self.ack_at).min(self.linger_at);
+        let mut deadline = self.retransmit_at.min(self.reorder_at).min(self.ack_at).min(self.linger_at);
         if self.cork_at != Instant::ZERO {
             deadline = deadline.min(self.cork_at);
         }

@@ -423,10 +423,8 @@ fn a_neighbour_that_changes_all_the_time_keeps_its_connections() {
     net.nodes[B].stack.tcp_listen(Token(3), at_any(80), 16, CAPACITY, options, false).unwrap();
     let (now, node) = (net.now, &mut net.nodes[A]);
     node.memory.sending.insert(5, vec![1; 50_000]);
-    let (id, _) = node
-        .stack
-        .tcp_connect(now, Token(5), None, at("10.0.0.2:80"), stream(5), options, &mut node.memory)
-        .unwrap();
+    let (id, _) =
+        node.stack.tcp_connect(now, Token(5), None, at("10.0.0.2:80"), stream(5), options, &mut node.memory).unwrap();
     node.stack.tcp_send(now, id, 50_000).unwrap();
     // Gratuitous changes between two addresses; frames for the wrong one are lost.
     for i in 0..200_u32 {

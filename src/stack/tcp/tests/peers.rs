@@ -309,8 +309,7 @@ fn icmp_about_strangers_and_paths_below_the_minimum() {
 
 /// Numbers of one stack for a few tuples at one time: first sequence numbers, timestamp offsets, and ports.
 fn numbers(seed: [u8; 32]) -> Vec<u32> {
-    let mut tcp =
-        Tcp::new(&TcpConfig::default(), &Limits::default(), (40_000, 49_999), None, seed);
+    let mut tcp = Tcp::new(&TcpConfig::default(), &Limits::default(), (40_000, 49_999), None, seed);
     let mut all = vec![];
     for host in 0..20_u8 {
         let key = FlowKey::new((IpAddr::from([10, 0, 0, 1]), 80).into(), (IpAddr::from([10, 0, 0, host]), 4000).into());

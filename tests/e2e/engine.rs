@@ -94,6 +94,16 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Another built program of this repository, beside `sidestep`.
+///
+/// # Errors
+/// When it has not been built.
+pub fn beside(name: &str) -> Result<PathBuf> {
+    let path = binary()?.with_file_name(name);
+    ensure!(path.is_file(), "{} is missing: run `cargo build --release --workspace`", path.display());
+    Ok(path)
+}
+
 /// Where cargo puts what it builds here.
 #[must_use]
 pub fn target_dir() -> PathBuf {

@@ -42,6 +42,7 @@ const PROGRAMS: &[Package] = &[
     Package("dnsmasq-base", Sign::Program("dnsmasq"), "a name server"),
     Package("iperf3", Sign::Program("iperf3"), "bulk data"),
     Package("netcat-openbsd", Sign::Program("nc"), "nc"),
+    Package("valgrind", Sign::Program("valgrind"), "counts instructions"),
 ];
 
 /// Services that some of these packages would start at boot; nobody asked for that.

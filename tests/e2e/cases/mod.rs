@@ -5,8 +5,10 @@ mod bench;
 mod books;
 mod client;
 mod crash;
+mod flood;
 mod hostile;
 mod house;
+mod interop;
 mod life;
 mod loopback;
 mod misuse;
@@ -16,6 +18,7 @@ mod points;
 mod posix;
 mod programs;
 mod raw;
+mod scale;
 mod server;
 mod shards;
 mod shared;
@@ -51,6 +54,9 @@ pub fn cases() -> Vec<Case> {
         crash::CASES,
         books::CASES,
         hostile::CASES,
+        interop::CASES,
+        flood::CASES,
+        scale::CASES,
         posix::CASES,
         points::CASES,
         bench::CASES,

@@ -30,9 +30,8 @@ fn every_test_and_file_of_the_table_exists() {
                 tests += 1;
             } else if let Some((module, name)) = word.split_once("::") {
                 let file = format!("{module}.rs");
-                let is_it = |(path, text): &(PathBuf, String)| {
-                    path.ends_with(&file) && text.contains(&format!("fn {name}("))
-                };
+                let is_it =
+                    |(path, text): &(PathBuf, String)| path.ends_with(&file) && text.contains(&format!("fn {name}("));
                 assert!(all.iter().any(is_it), "no test {word}");
                 tests += 1;
             } else if word.ends_with(".rs") || word.ends_with('/') {

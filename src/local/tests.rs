@@ -1,7 +1,7 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use sidestep_client::shm::slot::{kind, option};
-use sidestep_client::{POLLIN, POLLOUT, Waiter};
+use sidestep_client::{DatagramOptions, POLLIN, POLLOUT, Waiter};
 
 use super::*;
 
@@ -339,4 +339,30 @@ fn what_an_accepted_connection_wrote_survives_the_listener() {
             }
         }
     }
+}
+
+/// sendto() says that the datagram is sent; what the program does then is its own affair.
+#[test]
+fn datagrams_are_sent_although_their_socket_is_closed_at_once() {
+    let mut pair = Pair::new(13, 2);
+    let [client, server] = [pair.hosts[0].attach(0).unwrap(), pair.hosts[1].attach(0).unwrap()];
+    let receiver = server.open(kind::UDP4).unwrap();
+    server.bind(receiver, "10.0.0.2:53".parse().unwrap(), 0).unwrap();
+    for round in 0..3u8 {
+        let sender = client.open(kind::UDP4).unwrap();
+        client.bind(sender, "10.0.0.1:0".parse().unwrap(), 0).unwrap();
+        let to = Some("10.0.0.2:53".parse().unwrap());
+        for piece in [b"one", b"two"] {
+            client.send_datagram(sender, &[IoSlice::new(piece)], to, &DatagramOptions::default()).unwrap();
+        }
+        client.close(sender);
+        let until = pair.after(10);
+        pair.run(until);
+        for piece in [b"one", b"two"] {
+            let mut buffer = [0; 16];
+            let got = server.receive_datagram(receiver, &mut [IoSliceMut::new(&mut buffer)], false).unwrap();
+            assert_eq!(&buffer[..3], piece, "round {round}: {got:?}");
+        }
+    }
+    assert!(!pair.hosts[0].sockets().contains("udp"), "their slots are free again: {}", pair.hosts[0].sockets());
 }

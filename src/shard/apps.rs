@@ -109,6 +109,8 @@ pub(super) struct DatagramSocket {
 pub struct Apps {
     pub(super) shard: u32,
     pub(super) notices: Arc<Notices>,
+    /// Datagram sockets (group, slot) that nobody holds and that may have something to send still.
+    pub(super) leaving: Vec<(u32, u32)>,
     pub(super) views: Vec<Option<View>>,
     pub(super) sockets: Vec<Option<Socket>>,
     vacant: Vec<u32>,
@@ -151,6 +153,7 @@ impl Apps {
         Self {
             shard,
             notices,
+            leaving: Vec::new(),
             views: Vec::new(),
             sockets: Vec::new(),
             vacant: Vec::new(),

@@ -282,13 +282,9 @@ impl Apps {
     }
 
     fn command_datagram(&mut self, stack: &mut Stack, group: &Group, slot: u32, shared: &Slot, index: usize) {
-        if !shared.is_held() {
-            // At once, so that a datagram that the program sends after close() finds nobody. Its slot comes back later.
-            if let Some(Socket { kind: Kind::Datagram(d), .. }) = self.get(index) {
-                stack.udp_close(d.id);
-            }
-            self.notices.push(Notice::Unheld { group: group.index, slot });
-            return;
+        // Before the positions: whoever lets go has written before.
+        if !shared.is_held() && !self.leaving.contains(&(group.index, slot)) {
+            self.leaving.push((group.index, slot));
         }
         let wants = shared.request.load(Ordering::Acquire);
         let version = shared.options_version.load(Ordering::Acquire);
@@ -299,6 +295,7 @@ impl Apps {
         let id = d.id;
         if tx_tail < d.tx_tail || tx_tail - d.tx_head > capacity {
             self.counters.hostile += 1;
+            self.let_datagrams_go(stack);
             return;
         }
         let to_send = tx_tail > d.tx_tail;
@@ -336,6 +333,26 @@ impl Apps {
         }
         if to_send {
             stack.udp_send_ready(id);
+        }
+        self.let_datagrams_go(stack);
+    }
+
+    /// Datagram sockets that nobody holds end when what they had to send is sent: sendto() has said that it would be.
+    /// In the stack at once, so that a datagram that the program sends after close() finds nobody; the slot comes back
+    /// when the books know.
+    pub(super) fn let_datagrams_go(&mut self, stack: &mut Stack) {
+        let mut at = 0;
+        while let Some(&(group, slot)) = self.leaving.get(at) {
+            let socket = self.index_of(group, slot).and_then(|i| self.get(i)).map(|s| &s.kind);
+            if let Some(Kind::Datagram(d)) = socket {
+                if d.tx_head < d.tx_tail {
+                    at += 1;
+                    continue;
+                }
+                stack.udp_close(d.id);
+            }
+            self.leaving.swap_remove(at);
+            self.notices.push(Notice::Unheld { group, slot });
         }
     }
 

@@ -31,6 +31,7 @@ impl Apps {
                 Event::NeighborWanted { address } => self.notices.push(Notice::NeighborWanted { address }),
             }
         }
+        self.let_datagrams_go(stack);
         self.ring();
     }
 

@@ -1,10 +1,11 @@
-//! A TCP that we did not write as the other end: smoltcp's sockets, over links that lose, reorder and duplicate. Whatever
-//! the seed, every byte arrives once and in order, and both ends close; a failure names its seed.
+//! A TCP that we did not write as the other end: smoltcp's sockets, over links that lose, reorder, duplicate and damage.
+//! Whatever the seed, every byte arrives once and in order, and both ends close; a failure names its seed. Even seeds
+//! speak IPv4, odd ones IPv6.
 //!
 //! `SIDESTEP_SIM_SEEDS=1000 cargo test --release --test sim_smoltcp` tries more of them.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use sidestep::clock::VirtualClock;
@@ -23,13 +24,17 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
-const OURS: &str = "10.0.0.1";
-const THEIRS: &str = "10.0.0.2";
 const PORT: u16 = 5001;
 /// Payload bytes of a stream.
 const BYTES: u64 = 200_000;
 /// What [`BulkSender`] and [`Sink`] put before them.
 const HEADER: u64 = 8;
+
+/// Our address and theirs, and the prefix of the link.
+fn addresses(seed: u64) -> (IpAddr, IpAddr, u8) {
+    let of = |text: &str| text.parse().unwrap();
+    if seed.is_multiple_of(2) { (of("10.0.0.1"), of("10.0.0.2"), 24) } else { (of("fd00::1"), of("fd00::2"), 64) }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Direction {
@@ -91,6 +96,7 @@ struct Smoltcp {
     sockets: SocketSet<'static>,
     socket: SocketHandle,
     direction: Direction,
+    to: SocketAddr,
     now: smoltcp::time::Instant,
     /// Bytes of the stream so far, header and all.
     position: u64,
@@ -106,8 +112,8 @@ impl Smoltcp {
         config.random_seed = seed;
         let now = smoltcp::time::Instant::ZERO;
         let mut interface = Interface::new(config, &mut wire, now);
-        let address: std::net::Ipv4Addr = THEIRS.parse().unwrap();
-        interface.update_ip_addrs(|list| list.push(IpCidr::new(address.into(), 24)).unwrap());
+        let (ours, theirs, prefix) = addresses(seed);
+        interface.update_ip_addrs(|list| list.push(IpCidr::new(theirs.into(), prefix)).unwrap());
         let buffer = || tcp::SocketBuffer::new(vec![0; 65_536]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
         if direction == Direction::WeSend {
@@ -116,7 +122,8 @@ impl Smoltcp {
         let mut sockets = SocketSet::new(Vec::new());
         let socket = sockets.add(socket);
         let (position, started, finished, wrong) = (0, direction == Direction::WeSend, false, None);
-        Self { wire, interface, sockets, socket, direction, now, position, started, finished, wrong }
+        let to = SocketAddr::new(ours, PORT);
+        Self { wire, interface, sockets, socket, direction, to, now, position, started, finished, wrong }
     }
 
     fn work(&mut self) -> bool {
@@ -126,8 +133,7 @@ impl Smoltcp {
             Direction::TheySend => {
                 if !self.started {
                     self.started = true;
-                    let to: SocketAddr = format!("{OURS}:{PORT}").parse().unwrap();
-                    socket.connect(self.interface.context(), (to.ip(), to.port()), 49_200).unwrap();
+                    socket.connect(self.interface.context(), (self.to.ip(), self.to.port()), 49_200).unwrap();
                     return true;
                 }
                 while socket.can_send() && self.position < BYTES + HEADER {
@@ -216,6 +222,7 @@ fn rough(seed: u64) -> LinkConfig {
         reorder: rng.unit() * 0.05,
         reorder_by: Duration::from_micros(rng.below(5_000)),
         duplicate: rng.unit() * 0.03,
+        corrupt: rng.unit() * 0.005,
         ..LinkConfig::default()
     }
 }
@@ -224,26 +231,27 @@ fn rough(seed: u64) -> LinkConfig {
 fn transfer(direction: Direction, seed: u64) -> Result<(), String> {
     let clock = VirtualClock::default();
     let mut network = Network::new(clock.clone(), seed);
-    let config = LocalConfig::new(format!("{OURS}/24").parse()?).seeded(seed);
+    let (ours, theirs, prefix) = addresses(seed);
+    let config = LocalConfig::new(format!("{ours}/{prefix}").parse()?).seeded(seed);
     let mut host = Host::new(&config, clock, Rng::new(seed, "ours")).map_err(|e| format!("{e:#}"))?;
     let stats: Shared = Stats::new(1);
-    let address = |ip: &str| -> SocketAddr { format!("{ip}:{PORT}").parse().unwrap() };
+    let at = |address: IpAddr| SocketAddr::new(address, PORT);
     match direction {
         Direction::WeSend => {
             let start = Duration::from_millis(1);
             let plan = BulkPlan { start, stop: None, bytes: Some(BYTES), on_off: None };
-            host.add(Box::new(BulkSender::new(plan, vec![address(THEIRS)], 0, stats.clone())));
+            host.add(Box::new(BulkSender::new(plan, vec![at(theirs)], 0, stats.clone())));
         }
-        Direction::TheySend => host.add(Box::new(Sink::new(address(OURS), 16, stats.clone()))),
+        Direction::TheySend => host.add(Box::new(Sink::new(at(ours), 16, stats.clone()))),
     }
-    let ours = network.add("sidestep", Box::new(host));
-    let theirs = network.add("smoltcp", Box::new(Smoltcp::new(direction, seed)));
-    network.connect(ours, theirs, rough(seed), rough(seed + 1_000_000));
+    let we = network.add("sidestep", Box::new(host));
+    let they = network.add("smoltcp", Box::new(Smoltcp::new(direction, seed)));
+    network.connect(we, they, rough(seed), rough(seed + 1_000_000));
 
     // smoltcp backs off to many seconds, so that the worst links take minutes; more than this is a stall.
     let end = Instant::from_millis(900_000);
     let is_done = |network: &mut Network| {
-        let s = network.node_as::<Smoltcp>(theirs);
+        let s = network.node_as::<Smoltcp>(they);
         let state = s.sockets.get::<tcp::Socket>(s.socket).state();
         let closed = matches!(state, tcp::State::Closed | tcp::State::TimeWait);
         let stats = stats.borrow();
@@ -254,7 +262,7 @@ fn transfer(direction: Direction, seed: u64) -> Result<(), String> {
         network.run(next, u64::MAX);
     }
     let at = network.now().as_millis();
-    let s = network.node_as::<Smoltcp>(theirs);
+    let s = network.node_as::<Smoltcp>(they);
     if let Some(wrong) = &s.wrong {
         return Err(format!("smoltcp, at {at} ms: {wrong}"));
     }

@@ -26,10 +26,10 @@ fn a_clean_link_is_filled() {
 
 #[test]
 fn bytes_arrive_once_and_in_order_over_a_rough_link() {
-    for seed in 1..=5 {
-        let r = run(&pair(seed, "60s", ROUGH, "kind = \"bulk\"\nbytes = 3000000"));
+    for seed in 1..=3 {
+        let r = run(&pair(seed, "60s", ROUGH, "kind = \"bulk\"\nbytes = 2000000"));
         let t = &r.traffic[0];
-        assert_eq!((t.flows[0].bytes, t.flows[0].ended, t.damaged), (3_000_000, true, 0), "seed {seed}: {t:?}");
+        assert_eq!((t.flows[0].bytes, t.flows[0].ended, t.damaged), (2_000_000, true, 0), "seed {seed}: {t:?}");
         assert!(r.links[0].counters.link.corrupted > 0 && r.hosts[1].checksum_errors > 0, "{r:?}");
     }
 }
@@ -81,11 +81,11 @@ fn incast_asks_all_and_waits_for_all() {
 fn flows_of_one_bottleneck_share_it() {
     let r = run("[simulation]\nduration = \"12s\"\n[[host]]\nname = \"c\"\ncount = 4\n[[host]]\nname = \"server\"\n\
          [[switch]]\nname = \"s\"\n[[link]]\nbetween = [\"c\", \"s\"]\ndelay = \"1ms\"\n\
-         [[link]]\nbetween = [\"s\", \"server\"]\nrate = \"40Mbit/s\"\ndelay = \"4ms\"\nqueue = \"1bdp\"\n\
+         [[link]]\nbetween = [\"s\", \"server\"]\nrate = \"20Mbit/s\"\ndelay = \"4ms\"\nqueue = \"1bdp\"\n\
          [[traffic]]\nkind = \"bulk\"\nfrom = \"c\"\nto = \"server\"\n");
     let t = &r.traffic[0];
     assert!(t.fairness.unwrap() > 0.8, "{t:?}");
-    assert!(t.goodput_mbit > 33.0, "{t:?}");
+    assert!(t.goodput_mbit > 16.0, "{t:?}");
 }
 
 #[test]

@@ -12,6 +12,10 @@ use crate::local::{HostAddress, LocalConfig};
 /// Ethernet addresses of the two ends.
 pub const LINK: Link = Link { stack: [2, 0, 0, 0, 0, 1], script: [2, 0, 0, 0, 0, 2] };
 
+/// What a send buffer holds once there is a connection: Linux expands its 16 KiB then to ten segments twice over
+/// (tcp_sndbuf_expand), and lets one write go beyond that.
+const EXPANDED: u32 = 65_536;
+
 /// Which addresses sockets and packets have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -61,10 +65,10 @@ impl Default for Settings {
             connect_port: 8080,
             // Linux's.
             ephemeral_ports: (32_768, 60_999),
-            // Linux's buffers, which decide the window scale.
+            // Linux's buffers, which decide the window scale; and no pacing, which is its queueing discipline's.
             tcp: TcpConfig {
                 rmem: [4096, 131_072, 6 << 20],
-                wmem: [4096, 16_384, 4 << 20],
+                wmem: [4096, EXPANDED, 4 << 20],
                 pacing: false,
                 ..TcpConfig::default()
             },
@@ -189,7 +193,10 @@ impl Settings {
             "tcp_slow_start_after_idle" => self.tcp.slow_start_after_idle = on()?,
             "tcp_early_retrans" => self.tcp.tail_loss_probes = on()?,
             "tcp_rmem" => self.tcp.rmem = triple()?,
-            "tcp_wmem" => self.tcp.wmem = triple()?,
+            "tcp_wmem" => {
+                self.tcp.wmem = triple()?;
+                self.tcp.wmem[1] = self.tcp.wmem[1].max(EXPANDED).min(self.tcp.wmem[2]);
+            }
             "ip_local_port_range" => {
                 let words: Vec<&str> = value.split_whitespace().collect();
                 let [first, last] = words[..] else { return Err(wrong()) };

@@ -109,6 +109,48 @@ impl Session {
         Self::over(fd, socket, group)
     }
 
+    /// Attaches as a member of the group whose socket `placeholder` came over a Unix socket. None: it is nobody's.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; `Refused` with EACCES: of another user's program.
+    pub fn attach_to_owner_of(placeholder: BorrowedFd<'_>, socket: &str) -> Result<Option<Self>, AttachError> {
+        let named = || socket.to_owned();
+        let address =
+            control::parse_address(socket).map_err(|cause| AttachError::Address { socket: named(), cause })?;
+        let fd = control::connect(&address).map_err(|cause| AttachError::Connect { socket: named(), cause })?;
+        let mut packet = Packet::new();
+        control::send(fd.as_fd(), &Request::Whose, Some(placeholder))
+            .and_then(|()| control::receive(fd.as_fd(), &mut packet, None, false))
+            .map_err(|cause| AttachError::Handshake { socket: named(), cause })?;
+        match packet.reply() {
+            Some((Reply::Group { group }, _)) => Self::over(fd, socket, group).map(Some),
+            Some((Reply::Failed { errno: number }, _)) if errno(number) == Errno::NOENT => Ok(None),
+            Some((Reply::Failed { errno: number }, _)) => {
+                Err(AttachError::Refused { socket: named(), cause: errno(number) })
+            }
+            _ => Err(AttachError::Garbled { socket: named(), what: "neither a group nor a refusal" }),
+        }
+    }
+
+    /// The socket in `slot` is about to be sent to another process, by its `placeholder`.
+    ///
+    /// # Errors
+    /// ENOBUFS, ENETDOWN.
+    pub fn send_away(&self, slot: u32, placeholder: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.call(&Request::SendAway { slot }, Some(placeholder)).map(|_| ())
+    }
+
+    /// The slot of a socket that was received, which this process holds from now on.
+    ///
+    /// # Errors
+    /// ENOENT: it is none of the engine's. EXDEV: another group's. ENETDOWN.
+    pub fn take_in(&self, placeholder: BorrowedFd<'_>) -> Result<u32, Errno> {
+        match self.ask(&Request::TakeIn, Some(placeholder))? {
+            Reply::Slot { slot } => Ok(slot),
+            _ => Err(Errno::PROTO),
+        }
+    }
+
     /// Attaches over a connection that exists already. `socket` is where further connections can be made, for fork
     /// and exec; if nothing listens there, those fail.
     ///

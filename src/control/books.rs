@@ -12,13 +12,14 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use sidestep_shm::Geometry;
-use sidestep_shm::layout::MAX_PROCESSES;
+use sidestep_shm::layout::IN_TRANSIT;
 use sidestep_shm::wire::RouteRule;
 use sidestep_stack::ListenAddress;
 
 use super::SHARD_PATIENCE;
 use super::group::Group;
 use super::ports::{Binding, PortTable, Protocol};
+use super::transit::Transits;
 use crate::shard::mailbox::{Mailbox, Message};
 use crate::xdp::Steering;
 
@@ -79,6 +80,7 @@ pub struct Books {
     gauges: Arc<EngineGauges>,
     /// Ports of a shared address that nobody claims any more, but connections may still use.
     pub(super) leaving: Vec<(Protocol, u16, Binding)>,
+    pub(super) transits: Transits,
     /// State of the port chooser; any number will do, but two engines should not have the same.
     random: u64,
     /// None: shards have threads, which read their messages themselves.
@@ -104,6 +106,7 @@ impl Books {
             steering,
             gauges,
             leaving: Vec::new(),
+            transits: Transits::new(),
             random,
             run_messages,
         }
@@ -158,7 +161,7 @@ impl Books {
         if added.iter().any(Option::is_none) {
             return Err(io::Error::other("a shard doesn't answer"));
         }
-        let state = GroupState { group, pids: vec![None; MAX_PROCESSES as usize], books: BTreeMap::new() };
+        let state = GroupState { group, pids: vec![None; IN_TRANSIT as usize], books: BTreeMap::new() };
         if index == self.groups.len() {
             self.groups.push(Some(state));
         } else {

@@ -16,6 +16,7 @@ pub mod neighbors;
 pub mod ports;
 pub mod requests;
 mod server;
+mod transit;
 
 pub use books::{Books, ControlSettings, EngineGauges};
 pub use inspect::inspect;

@@ -53,7 +53,9 @@ impl Books {
             (Request::Listen { slot, backlog }, Some((group, _))) => self.listen(group, slot, backlog),
             (Request::Info { slot }, Some((group, _))) => self.info(group, slot),
             (Request::Unlisten { slot }, Some((group, _))) => self.unlisten(group, slot),
-            (Request::Hello { .. }, Some(_)) => Err(Errno::ISCONN),
+            (Request::SendAway { slot }, Some((group, process))) => self.send_away(group, process, slot, fds),
+            (Request::TakeIn, Some((group, process))) => self.take_in(group, process, fds),
+            (Request::Hello { .. } | Request::Whose, Some(_)) => Err(Errno::ISCONN),
             // A question of a tool; it needs no group, and only a connection can carry its answer.
             (Request::Inspect { .. }, _) => Err(Errno::OPNOTSUPP),
             (_, None) => Err(Errno::NOTCONN),

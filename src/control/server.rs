@@ -106,6 +106,7 @@ impl Control {
             }
             self.books.drop_empty_groups();
             self.books.let_ports_go();
+            self.books.look_after_transits();
         }
     }
 
@@ -151,6 +152,9 @@ impl Control {
             return self.inspect(key, what);
         }
         let who = self.connections.get(&key).and_then(|c| c.who);
+        if who.is_none() && request == Request::Whose {
+            return self.whose(key, &fds);
+        }
         match self.books.answer(who, request, fds) {
             Answer::Reply(reply) => self.reply(key, reply, &[], &[]),
             Answer::Welcome { process, reply, rules, group } => {
@@ -162,6 +166,17 @@ impl Control {
                 self.reply(key, reply, &rules, &fds);
             }
         }
+    }
+
+    /// The group of a socket that somebody shows. Its user is the connection's.
+    fn whose(&mut self, key: u64, fds: &[OwnedFd]) {
+        let user = self.connections.get(&key).and_then(|c| rustix::net::sockopt::socket_peercred(&c.fd).ok());
+        let answer = match (user, fds.first()) {
+            (Some(user), Some(placeholder)) => self.books.whose(user.uid.as_raw(), placeholder),
+            _ => Err(rustix::io::Errno::BADF),
+        };
+        let reply = answer.unwrap_or_else(|e| Reply::Failed { errno: e.raw_os_error().cast_unsigned() });
+        self.reply(key, reply, &[], &[]);
     }
 
     /// Sends a reply with a payload and descriptors. A program that doesn't read its replies loses its connection.

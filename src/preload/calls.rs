@@ -65,8 +65,8 @@ pub unsafe fn emulate(number: c_long, a: &[usize; 6]) -> Option<isize> {
             libc::SYS_splice if known || table::get(a[2] as c_int).is_some() => {
                 data::splice(fd, a[1] as _, a[2] as c_int, a[3] as _, a[4], a[5] as u32)
             }
-            libc::SYS_sendmsg if known => message::sendmsg(fd, a[1] as _, a[2] as c_int),
-            // What arrives over a Unix socket may be one of ours.
+            // What goes or comes over a Unix socket may be one of ours.
+            libc::SYS_sendmsg => message::sendmsg(fd, a[1] as _, a[2] as c_int),
             libc::SYS_recvmsg => message::recvmsg(fd, a[1] as _, a[2] as c_int),
             libc::SYS_sendmmsg if known => message::sendmmsg(fd, a[1] as _, a[2] as _, a[3] as c_int) as isize,
             libc::SYS_recvmmsg if known => {

@@ -80,6 +80,26 @@ pub fn attach() -> Result<Option<&'static Session>, Errno> {
     }
 }
 
+/// The session, made now as a member of the group to which the socket of `placeholder` belongs. None: it is nobody's,
+/// or can't be had.
+pub fn attach_to_owner_of(placeholder: std::os::fd::BorrowedFd<'_>) -> Option<&'static Session> {
+    let settings = settings()?;
+    let mut failed = lock(&ATTACHING);
+    if let Some(session) = session() {
+        return Some(session);
+    }
+    match Session::attach_to_owner_of(placeholder, &settings.socket) {
+        Ok(session) => session.map(publish),
+        Err(error) => {
+            if !*failed {
+                say(&format!("sidestep: a socket that arrived over a Unix socket can't be used: {error}\n"));
+                *failed = true;
+            }
+            None
+        }
+    }
+}
+
 /// Makes `session` this process's.
 pub fn publish(session: Session) -> &'static Session {
     let session: &'static Session = Box::leak(Box::new(session));

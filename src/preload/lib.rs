@@ -20,8 +20,7 @@
 //!
 //! What the C library does inside itself, and what goes past it, is caught where it must be: `dispatch`.
 //!
-//! Limits, with reasons in `docs/POSIX.md`: stdio on a socket's descriptor, execl() and SCM_RIGHTS of a stack socket
-//! reach the placeholder, not the stack.
+//! Limits, with reasons, are in `docs/POSIX.md`.
 
 mod address;
 mod calls;
@@ -37,6 +36,7 @@ mod poll;
 mod process;
 mod raw;
 mod real;
+mod rights;
 mod socket;
 mod table;
 mod transfer;

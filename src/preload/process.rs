@@ -311,7 +311,8 @@ fn take_over(session: &'static Session, passed: &[Passed]) {
     }
 }
 
-fn inherit(session: &'static Session, fd: RawFd, slot: u32) {
+/// `fd`, which came from another image or process, stands for `slot`, which this process holds.
+pub fn inherit(session: &'static Session, fd: RawFd, slot: u32) {
     if let Some(socket) = socket::id_of_slot(slot).and_then(socket::by_id) {
         socket.share();
         socket::install(fd, Entry::Socket(socket));

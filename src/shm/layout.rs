@@ -26,6 +26,8 @@ pub const PAGE_BYTES: u64 = 4096;
 pub const MAX_SLOTS: u32 = 64 * 64 * 64;
 /// Most processes attached to one group; `Slot::holders` has a bit for each.
 pub const MAX_PROCESSES: u32 = 1024;
+/// Number of no process: holds what is on its way from one to another.
+pub const IN_TRANSIT: u32 = MAX_PROCESSES - 1;
 /// Most event queues (epoll instances and blocked threads) in one group; `Slot::watchers` has a bit for each.
 pub const MAX_EVENT_QUEUES: u32 = 1024;
 /// Most shards of an engine.

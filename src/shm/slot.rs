@@ -238,6 +238,13 @@ impl Slot {
         self.holders.iter().for_each(|w| w.store(0, Ordering::SeqCst));
     }
 
+    /// Whether this process has it open.
+    #[must_use]
+    pub fn is_held_by(&self, process: u32) -> bool {
+        let bit = 1 << (process % 64);
+        self.holders.get(process as usize / 64).is_some_and(|w| w.load(Ordering::SeqCst) & bit != 0)
+    }
+
     /// Whether any process has it open.
     #[must_use]
     pub fn is_held(&self) -> bool {

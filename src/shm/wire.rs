@@ -51,6 +51,12 @@ pub enum Request {
     Listen { slot: u32, backlog: u32 },
     /// A question of a tool; see [`inspect`].
     Inspect { what: u32 },
+    /// The socket in `slot`, whose placeholder comes with this, is about to be sent to another process.
+    SendAway { slot: u32 },
+    /// A placeholder, which comes with this, was received from another process: which slot is it?
+    TakeIn,
+    /// The same from a process without a group: which group's is it?
+    Whose,
     /// TCP_INFO of the socket in `slot`.
     Info { slot: u32 },
     /// shutdown() of the listening socket in `slot`: bound still, but it accepts nothing.
@@ -80,6 +86,10 @@ pub enum Reply {
     Failed { errno: u32 },
     /// A piece of an answer follows in the same packet; an empty piece ends it.
     Text,
+    /// The slot of a socket that was received; this process holds it now.
+    Slot { slot: u32 },
+    /// The group of one that was received.
+    Group { group: u128 },
     /// `struct tcp_info`.
     Info { info: [u8; INFO_BYTES] },
 }
@@ -194,6 +204,9 @@ impl Request {
             Self::Listen { slot, backlog } => Encoded::new(5).put(slot.to_le_bytes()).put(backlog.to_le_bytes()),
             Self::Inspect { what } => Encoded::new(6).put(what.to_le_bytes()),
             Self::Info { slot } => Encoded::new(7).put(slot.to_le_bytes()),
+            Self::SendAway { slot } => Encoded::new(20).put(slot.to_le_bytes()),
+            Self::TakeIn => Encoded::new(21),
+            Self::Whose => Encoded::new(22),
             Self::Unlisten { slot } => Encoded::new(8).put(slot.to_le_bytes()),
         }
     }
@@ -210,6 +223,9 @@ impl Request {
             5 => Self::Listen { slot: f.u32()?, backlog: f.u32()? },
             6 => Self::Inspect { what: f.u32()? },
             7 => Self::Info { slot: f.u32()? },
+            20 => Self::SendAway { slot: f.u32()? },
+            21 => Self::TakeIn,
+            22 => Self::Whose,
             8 => Self::Unlisten { slot: f.u32()? },
             _ => return None,
         };
@@ -232,6 +248,8 @@ impl Reply {
             Self::Failed { errno } => Encoded::new(103).put(errno.to_le_bytes()),
             Self::Text => Encoded::new(104),
             Self::Info { info } => Encoded::new(105).put(info),
+            Self::Slot { slot } => Encoded::new(120).put(slot.to_le_bytes()),
+            Self::Group { group } => Encoded::new(121).put(group.to_le_bytes()),
         }
     }
 
@@ -252,6 +270,8 @@ impl Reply {
             103 => Self::Failed { errno: f.u32()? },
             104 => Self::Text,
             105 => Self::Info { info: f.take()? },
+            120 => Self::Slot { slot: f.u32()? },
+            121 => Self::Group { group: f.u128()? },
             _ => return None,
         };
         Some((reply, f.0))
@@ -272,6 +292,9 @@ mod tests {
             Request::Listen { slot: 3, backlog: 511 },
             Request::Inspect { what: inspect::STATS },
             Request::Info { slot: 70_000 },
+            Request::SendAway { slot: 9 },
+            Request::TakeIn,
+            Request::Whose,
             Request::Unlisten { slot: 7 },
         ];
         for r in requests {

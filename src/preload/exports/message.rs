@@ -10,10 +10,10 @@ use sidestep_client::{DatagramOptions, Session, now_ns};
 
 use super::data::{KERNEL, destination, slot_to_send};
 use super::{candidate, export, guard, ours};
-use crate::errno::Errno;
+use crate::errno::{Answer, Errno};
 use crate::options::wants;
 use crate::socket::Socket;
-use crate::{address, memory, real, transfer};
+use crate::{address, engine, memory, real, rights, transfer};
 use sidestep_client::shm::slot::option;
 
 /// # Safety
@@ -206,24 +206,68 @@ unsafe fn write_control(socket: &Socket, m: &mut msghdr, header: &Header) {
     m.msg_controllen = used as _;
 }
 
+/// sendmsg of the kernel's, with whatever sockets of the stack are in the message.
+///
+/// # Safety
+/// As sendmsg.
+unsafe fn pass_on(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: the caller's word.
+    unsafe {
+        if engine::session().is_none() || memory::readable(message.cast(), size_of::<msghdr>()).is_err() {
+            return real::sendmsg(fd, message, flags);
+        }
+        let m = message.read_unaligned();
+        if m.msg_controllen == 0 || memory::readable(m.msg_control.cast(), m.msg_controllen).is_err() {
+            return real::sendmsg(fd, message, flags);
+        }
+        rights::sending(&m, || real::sendmsg(fd, message, flags)).answer()
+    }
+}
+
+/// What came with a message that the kernel has written.
+///
+/// # Safety
+/// As recvmsg, after it.
+unsafe fn take_in(m: &msghdr) {
+    let error = crate::errno::get();
+    let _: c_int = guard(|| {
+        // SAFETY: the caller's word.
+        unsafe { rights::received(m) };
+        Ok(0)
+    });
+    crate::errno::set(error);
+}
+
 export! {
     /// sendmsg(2).
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-        let Some((session, socket)) = candidate(fd) else { return real::sendmsg(fd, message, flags) };
+        let Some((session, socket)) = candidate(fd) else { return pass_on(fd, message, flags) };
         let outcome = guard(|| send_message(session, socket, fd, message, flags));
         if outcome == KERNEL { real::sendmsg(fd, message, flags) } else { outcome }
     }
 
     /// recvmsg(2).
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
-        let Some((session, socket, slot)) = ours(fd) else { return real::recvmsg(fd, message, flags) };
+        let Some((session, socket, slot)) = ours(fd) else {
+            let got = real::recvmsg(fd, message, flags);
+            if got >= 0 && (*message).msg_controllen > 0 {
+                take_in(&*message);
+            }
+            return got;
+        };
         guard(|| receive_message(session, socket, slot, message, flags))
     }
 
     /// sendmmsg(2).
     fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
         if candidate(fd).is_none() {
-            return real::sendmmsg(fd, messages, count, flags);
+            if engine::session().is_none() || messages.is_null() {
+                return real::sendmmsg(fd, messages, count, flags);
+            }
+            let one = |n: u32| &raw const (*messages.add(n as usize)).msg_hdr;
+            if (0..count).all(|n| (*one(n)).msg_controllen == 0) {
+                return real::sendmmsg(fd, messages, count, flags);
+            }
         }
         let mut done = 0;
         for i in 0..count.min(1024) as usize {
@@ -241,7 +285,11 @@ export! {
     /// recvmmsg(2).
     fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
         if ours(fd).is_none() {
-            return real::recvmmsg(fd, messages, count, flags, timeout);
+            let got = real::recvmmsg(fd, messages, count, flags, timeout);
+            for n in 0..usize::try_from(got).unwrap_or(0) {
+                take_in(&(*messages.add(n)).msg_hdr);
+            }
+            return got;
         }
         // As in Linux, the time is only looked at after each datagram: recvmmsg(2), BUGS.
         let until = timeout.as_ref().map(|t| now_ns() + t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64);

@@ -18,6 +18,7 @@ mod points;
 mod posix;
 mod programs;
 mod raw;
+mod rights;
 mod scale;
 mod server;
 mod shards;
@@ -45,6 +46,7 @@ pub fn cases() -> Vec<Case> {
         misuse::CASES,
         names::CASES,
         raw::CASES,
+        rights::CASES,
         server::CASES,
         client::CASES,
         programs::CASES,

@@ -259,6 +259,8 @@ impl Inner {
                 self.reply(fd, &welcome, &rule.encode(), &fds);
                 return true;
             }
+            // This engine serves one process and what it forks.
+            Request::SendAway { .. } | Request::TakeIn | Request::Whose => failed(Errno::NOENT),
             Request::Adopt { pid } => {
                 self.adopted.store(pid, Ordering::SeqCst);
                 Reply::Done { address: [0; 16], port: 0 }

@@ -72,7 +72,7 @@ pub(super) struct StreamSocket {
     pub tx_tail: u64,
     pub finished: bool,
     /// Requests that were seen already.
-    pub requests: u32,
+    pub requests: u8,
     /// The programs have let go; the stack finishes alone.
     pub orphan: bool,
     /// Where it waits to be accepted: listening slot and position in its ring.

@@ -233,8 +233,9 @@ impl Apps {
         if wants & request::ABORT != 0 {
             let _ = stack.tcp_abort(now, id);
         }
-        let news = wants & !s.requests & (request::FINISH | request::STOP_READING);
-        s.requests |= wants;
+        // All of them are below 256.
+        let news = wants & !u32::from(s.requests) & (request::FINISH | request::STOP_READING);
+        s.requests |= wants as u8;
         if held {
             s.queued = None;
         } else if !s.orphan {

@@ -1,15 +1,20 @@
 //! Which bytes beyond the in-order part of a stream have come. The bytes themselves are in the receive ring already.
 
 use super::segment::MAX_SACK;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 /// Ranges kept per connection. A peer that makes more gets its segments dropped and must send them again: the work for
 /// one segment is bounded whatever it sends (CVE-2018-5390, "SegmentSmack").
 pub(super) const MAX_RANGES: usize = 64;
 
-/// Half-open ranges of positions, ascending, with a gap before each.
+/// Half-open ranges of positions, ascending, with a gap before each. Most connections never have any, and idle ones
+/// keep nothing of what a bad moment needed.
 #[derive(Debug, Default)]
-pub(super) struct Assembler {
+pub(super) struct Assembler(Option<Box<Ranges>>);
+
+#[derive(Debug, Default)]
+struct Ranges {
     ranges: Vec<(u64, u64)>,
     /// Starts of what changed last, newest first: the order in which RFC 2018 section 4 wants blocks reported.
     recent: [u64; MAX_SACK],
@@ -17,14 +22,42 @@ pub(super) struct Assembler {
 
 impl Assembler {
     pub const fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+        self.0.is_none()
     }
 
     /// Adds `start..end`. False: there is no room for another range, and nothing was changed.
     pub fn insert(&mut self, start: u64, end: u64) -> bool {
-        if start >= end {
-            return true;
+        start >= end || self.0.get_or_insert_default().insert(start, end)
+    }
+
+    /// The stream is in order up to `position`. Returns up to where it is with what was waiting, and forgets that.
+    pub fn advance(&mut self, position: u64) -> u64 {
+        let Some(ranges) = &mut self.0 else { return position };
+        let reached = ranges.advance(position);
+        if ranges.ranges.is_empty() {
+            self.0 = None;
         }
+        reached
+    }
+
+    /// The first part of `start..end` that is here already.
+    pub fn overlap(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        self.0.as_ref()?.overlap(start, end)
+    }
+
+    /// End of the last range.
+    pub fn end(&self) -> Option<u64> {
+        self.0.as_ref()?.ranges.last().map(|range| range.1)
+    }
+
+    /// Ranges to report, at most `out.len()`, most recently changed first. Returns how many.
+    pub fn report(&self, out: &mut [(u64, u64)]) -> usize {
+        self.0.as_ref().map_or(0, |ranges| ranges.report(out))
+    }
+}
+
+impl Ranges {
+    fn insert(&mut self, start: u64, end: u64) -> bool {
         // What it touches, neighbours included, becomes one range.
         let first = self.ranges.partition_point(|range| range.1 < start);
         let last = self.ranges.partition_point(|range| range.0 <= end);
@@ -43,32 +76,20 @@ impl Assembler {
         true
     }
 
-    /// The stream is in order up to `position`. Returns up to where it is with what was waiting, and forgets that.
-    pub fn advance(&mut self, position: u64) -> u64 {
+    fn advance(&mut self, position: u64) -> u64 {
         let passed = self.ranges.partition_point(|range| range.0 <= position);
         let reached = self.ranges[..passed].last().map_or(position, |range| range.1.max(position));
         self.ranges.drain(..passed);
-        if self.ranges.is_empty() {
-            // An idle connection should not keep what one bad moment needed.
-            self.ranges = Vec::new();
-        }
         reached
     }
 
-    /// The first part of `start..end` that is here already.
-    pub fn overlap(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+    fn overlap(&self, start: u64, end: u64) -> Option<(u64, u64)> {
         let at = self.ranges.partition_point(|range| range.1 <= start);
         let range = self.ranges.get(at).filter(|range| range.0 < end)?;
         Some((start.max(range.0), end.min(range.1)))
     }
 
-    /// End of the last range.
-    pub fn end(&self) -> Option<u64> {
-        self.ranges.last().map(|range| range.1)
-    }
-
-    /// Ranges to report, at most `out.len()`, most recently changed first. Returns how many.
-    pub fn report(&self, out: &mut [(u64, u64)]) -> usize {
+    fn report(&self, out: &mut [(u64, u64)]) -> usize {
         let mut count = 0;
         let recent = self.recent.iter().filter_map(|start| self.containing(*start));
         for range in recent.chain(self.ranges.iter().copied().take(MAX_SACK)) {
@@ -150,9 +171,9 @@ mod tests {
                 } else if start > base && assembler.insert(start, start + len) {
                     model.extend(start..start + len);
                 }
-                let held: BTreeSet<u64> = assembler.ranges.iter().flat_map(|r| r.0..r.1).collect();
+                let held: BTreeSet<u64> = assembler.0.iter().flat_map(|inner| &inner.ranges).flat_map(|r| r.0..r.1).collect();
                 prop_assert_eq!(&held, &model);
-                prop_assert!(assembler.ranges.windows(2).all(|w| w[0].1 < w[1].0));
+                prop_assert!(assembler.0.iter().all(|inner| inner.ranges.windows(2).all(|w| w[0].1 < w[1].0)));
             }
         }
     }

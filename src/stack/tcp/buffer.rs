@@ -35,15 +35,17 @@ pub(super) struct ReceiveBuffer {
     /// never come costs no memory.
     threshold: u32,
     /// Where the stream must be before the host is asked again.
-    ask_at: u64,
+    ask_at: u32,
+    asked: bool,
 
     /// What the program read in a round trip, at most so far; where it was when the present one began, and when.
     space: u32,
-    space_from: u64,
+    space_from: u32,
     space_at: Instant,
     /// The peer's round trip in eighths of a microsecond, 0 before the first sample.
     rtt: u32,
-    rtt_edge: u64,
+    /// 0: none.
+    rtt_edge: u32,
     rtt_at: Instant,
     rtt_echo: u32,
 }
@@ -83,6 +85,12 @@ pub(super) fn opening(config: &TcpConfig, capacity: u32, options: &TcpOptions, m
     Opening { window: whole.min(UNSCALED), scale }
 }
 
+/// Whether a position comes before another that is at most 2 GiB away; only their low halves are kept.
+const fn is_before(position: u32, other: u32) -> bool {
+    position.wrapping_sub(other).cast_signed() < 0
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "positions are kept by their low halves")]
 impl ReceiveBuffer {
     pub fn new(config: &TcpConfig, capacity: u32, options: &TcpOptions, mss: u32, now: Instant) -> Self {
         let window = opening(config, capacity, options, mss).window;
@@ -93,6 +101,7 @@ impl ReceiveBuffer {
             clamp: clamp_of(options),
             threshold: window,
             ask_at: 0,
+            asked: false,
             space: window.min(INITIAL_SEGMENTS * mss),
             space_from: 0,
             space_at: now,
@@ -111,7 +120,7 @@ impl ReceiveBuffer {
         } else {
             self.most = 0;
             self.limit = options.receive_buffer.max(LEAST);
-            self.ask_at = 0;
+            self.asked = false;
         }
         // As tcp_set_window_clamp: the window may open to the clamp at once only if it was open that far before.
         self.threshold = self.threshold.min(self.clamp);
@@ -142,12 +151,14 @@ impl ReceiveBuffer {
     /// Asks the host for what is wanted and not there. To be called now and then; `position` is that of the stream.
     /// `written`: where the last byte that was ever written ends.
     pub fn ask(&mut self, host: &mut dyn Host, stream: Token, position: u64, written: u64) {
-        if self.limit <= self.capacity || position < self.ask_at {
+        let position = position as u32;
+        if self.limit <= self.capacity || self.asked && is_before(position, self.ask_at) {
             return;
         }
         self.capacity = self.capacity.max(host.rx_grow(stream, written, self.limit));
         // It may have more when some of the stream has gone through.
-        self.ask_at = position + u64::from(self.capacity / 4);
+        self.ask_at = position.wrapping_add(self.capacity / 4);
+        self.asked = self.limit > self.capacity;
     }
 
     /// Whether the host is to be asked.
@@ -204,12 +215,12 @@ impl ReceiveBuffer {
     /// A round trip by the time in which a whole window arrives; `window`: what the peer may send now.
     pub fn on_progress(&mut self, position: u64, window: u64, now: Instant) {
         if self.rtt_edge != 0 {
-            if position < self.rtt_edge {
+            if is_before(position as u32, self.rtt_edge) {
                 return;
             }
             self.sample(now.since(self.rtt_at), true);
         }
-        self.rtt_edge = position + window;
+        self.rtt_edge = ((position + window) as u32).max(1);
         self.rtt_at = now;
     }
 
@@ -228,7 +239,7 @@ impl ReceiveBuffer {
         if self.rtt == 0 || now.since(self.space_at) < self.rtt() {
             return;
         }
-        let copied = head.saturating_sub(self.space_from);
+        let copied = u64::from((head as u32).wrapping_sub(self.space_from));
         if copied > u64::from(self.space) {
             if self.most > 0 {
                 // Twice what came, and some segments in case that growth has only begun; more if it is fast.
@@ -239,7 +250,7 @@ impl ReceiveBuffer {
             }
             self.space = u32::try_from(copied).unwrap_or(u32::MAX);
         }
-        self.space_from = head;
+        self.space_from = head as u32;
         self.space_at = now;
     }
 }
@@ -332,7 +343,7 @@ mod tests {
         let mut host = Pool(100_000);
         buffer.ask(&mut host, Token(1), 0, 0);
         assert_eq!((buffer.limit(), buffer.window(0, 0, 1448, 7)), (100_000, 99_968));
-        let asked = buffer.ask_at;
+        let asked = u64::from(buffer.ask_at);
         buffer.ask(&mut Pool(1 << 30), Token(1), asked - 1, 0);
         assert_eq!(buffer.limit(), 100_000);
         buffer.ask(&mut Pool(1 << 30), Token(1), asked, 0);

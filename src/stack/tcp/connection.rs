@@ -38,6 +38,8 @@ const DEFAULT_MSS_V6: u16 = 1220;
 /// Smallest segment that we send, options included, whatever the peer says: with smaller ones it could make us work
 /// for nothing (CVE-2019-11479).
 pub(super) const MIN_MSS: u16 = 88;
+/// Most that a program may have written and not acknowledged, in bytes, whatever its buffer is. Larger is damage.
+const MOST_QUEUED: u64 = 1 << 30;
 /// First guess of what the peer's full segments are.
 const MIN_RECEIVE_MSS: u32 = 536;
 /// ACKs at once at the beginning of a connection, where the peer is in slow start (as Linux).
@@ -77,7 +79,8 @@ pub(super) struct Setup<'a> {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub key: FlowKey,
-    pub hash: u64,
+    /// The part of the hash that the flow table looks at.
+    pub hash: u32,
     pub token: Token,
     pub state: TcpState,
     /// Shared with other connections that have the same.
@@ -131,8 +134,6 @@ pub(super) struct Connection {
     /// Payload and options of a full segment.
     pub mss: u16,
     pub path: Path,
-    /// Most that may be written and not acknowledged, whatever the buffer is at present.
-    pub transmit_capacity: u32,
     /// What the send buffer should hold; grows with the congestion window.
     pub transmit_limit: u32,
     /// End of the last segment that wasn't full: with Nagle (as Minshall has it) there is only one unacknowledged.
@@ -202,8 +203,8 @@ pub(super) struct Connection {
     pub buffer: ReceiveBuffer,
     /// The window of our SYN, in bytes.
     pub first_window: u16,
-    /// Where the peer's FIN is, once seen.
-    pub fin_at: Option<u64>,
+    /// Where the peer's FIN is; `u64::MAX` before it was seen.
+    pub fin_at: u64,
     pub peer_finished: bool,
     pub assembler: Assembler,
     pub receive_mss: u32,
@@ -233,7 +234,7 @@ impl Connection {
         let ecn = EcnState::opening(config.ecn, algorithm.wants_marks());
         Self {
             key: setup.key,
-            hash: setup.hash,
+            hash: setup.hash as u32,
             token: setup.stream.token,
             state,
             options: Arc::clone(setup.options),
@@ -267,7 +268,6 @@ impl Connection {
             window_ack: ORIGIN,
             mss,
             path: Path::new(mss, path_mss(setup.key.local, setup.path_mtu)),
-            transmit_capacity: setup.stream.tx_capacity.max(config.wmem[2]).max(options.send_buffer),
             transmit_limit: send_limit(config, options),
             small_end: ORIGIN,
             last_send: now,
@@ -310,7 +310,7 @@ impl Connection {
             rx_edge: FIRST + u64::from(opening.window),
             buffer: ReceiveBuffer::new(config, capacity, options, u32::from(announced_mss), now),
             first_window: opening.window as u16,
-            fin_at: None,
+            fin_at: u64::MAX,
             peer_finished: false,
             assembler: Assembler::default(),
             receive_mss: MIN_RECEIVE_MSS,
@@ -442,7 +442,7 @@ impl Connection {
     pub fn write(&mut self, now: Instant, tail: u64, config: &TcpConfig) -> bool {
         let Some(tail) = tail.checked_add(FIRST) else { return false };
         let head = self.una.clamp(FIRST, self.tail);
-        if tail < self.tail || tail - head > u64::from(self.transmit_capacity) || self.finishing && tail > self.tail {
+        if tail < self.tail || tail - head > MOST_QUEUED || self.finishing && tail > self.tail {
             return false;
         }
         self.tail = tail;
@@ -563,7 +563,6 @@ impl Connection {
         self.changed |= options.notsent_lowat != self.options.notsent_lowat;
         if options.send_buffer != self.options.send_buffer {
             self.transmit_limit = send_limit(config, &options);
-            self.transmit_capacity = self.transmit_capacity.max(options.send_buffer);
             self.changed = true;
         }
         let before = self.algorithm(config);
@@ -658,7 +657,9 @@ mod tests {
 
     #[test]
     fn small_enough() {
-        assert!(size_of::<Connection>() + 128 < 1024, "{} bytes", size_of::<Connection>());
+        // With what the tables and the shard keep beside it, an idle connection must stay below 1,024 bytes: see
+        // tests/memory.rs of the root package.
+        assert!(size_of::<Connection>() <= 792, "{} bytes", size_of::<Connection>());
     }
 
     #[test]

@@ -110,6 +110,11 @@ impl FlowTable {
     }
 
     #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Slot>()
+    }
+
+    #[cfg(test)]
     pub const fn len(&self) -> usize {
         self.used
     }

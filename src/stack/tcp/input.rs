@@ -258,7 +258,7 @@ impl Connection {
             self.ack_due = true;
         }
         // Beyond the window, or beyond the end that the peer has declared.
-        let limit = self.fin_at.unwrap_or(u64::MAX).min(self.rx_edge).max(start);
+        let limit = self.fin_at.min(self.rx_edge).max(start);
         if end > limit {
             #[allow(clippy::cast_possible_truncation)]
             {
@@ -283,10 +283,10 @@ impl Connection {
             }
         }
         // A FIN below what was received already is a lie; its place will never come.
-        if fin && self.fin_at.is_none() && end >= self.assembler.end().unwrap_or(end) {
-            self.fin_at = Some(end);
+        if fin && self.fin_at == u64::MAX && end >= self.assembler.end().unwrap_or(end) {
+            self.fin_at = end;
         }
-        if self.fin_at == Some(self.rx_nxt) {
+        if self.fin_at == self.rx_nxt {
             // As Linux: the ACK of a FIN waits for the program's own (which mostly follows at once) if data came before.
             let waits = self.state == TcpState::Established && self.rx_nxt > FIRST;
             self.rx_nxt += 1;

@@ -262,7 +262,7 @@ impl Tcp {
                 self.on_half_open(cx, index, &segment);
                 return Verdict::Handled;
             }
-            Some(FlowRef::TimeWait(index)) => match self.time_waits.on_segment(cx, index, &segment) {
+            Some(FlowRef::TimeWait(index)) => match self.time_waits.on_segment(cx, &self.secrets, index, &segment) {
                 Wake::Reuse { sequence: least } if self.find_listener(key.local, key.local_port, hash).is_some() => {
                     self.drop_time_wait(index);
                     sequence = Some(least);
@@ -477,7 +477,7 @@ impl Tcp {
         self.flows.find(hash, |reference| match reference {
             FlowRef::Connection(index) => self.connections.get(index).is_some_and(|c| c.key == *key),
             FlowRef::HalfOpen(index) => self.half_open.get(index).is_some_and(|h| h.key == *key),
-            FlowRef::TimeWait(index) => self.time_waits.get(index).is_some_and(|t| t.key == *key),
+            FlowRef::TimeWait(index) => self.time_waits.get(index).is_some_and(|t| t.is_of(key)),
         })
     }
 
@@ -552,11 +552,11 @@ impl Tcp {
         if let Some(timer) = connection.timer {
             self.wheel.remove(timer);
         }
-        self.flows.remove(connection.hash, FlowRef::Connection(index));
+        self.flows.remove(connection.hash.into(), FlowRef::Connection(index));
         if connection.state == TcpState::TimeWait && self.limits.time_wait > 0 {
             let record = self.time_waits.record(&connection, now);
             let index = self.time_waits.insert(record);
-            self.flows.insert(connection.hash, FlowRef::TimeWait(index));
+            self.flows.insert(connection.hash.into(), FlowRef::TimeWait(index));
             if self.time_waits.is_over_limit()
                 && let Some(oldest) = self.time_waits.pop_expired(now)
             {
@@ -567,7 +567,7 @@ impl Tcp {
 
     fn drop_time_wait(&mut self, index: u32) {
         if let Some(record) = self.time_waits.get(index) {
-            let hash = record.key.hash(self.secrets.flow);
+            let hash = record.key().hash(self.secrets.flow);
             self.flows.remove(hash, FlowRef::TimeWait(index));
             self.time_waits.remove(index);
         }

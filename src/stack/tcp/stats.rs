@@ -18,6 +18,9 @@ pub(super) enum Limited {
     Buffer,
 }
 
+/// 131 µs: a word of them lasts 6 days, and Linux counts by the millisecond.
+const UNIT: u32 = 17;
+
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     pub bytes_retransmitted: u64,
@@ -34,8 +37,8 @@ pub(super) struct Stats {
     pub last_data_in: Instant,
     limited: Limited,
     since: Instant,
-    /// Time in each state but `Idle`, in nanoseconds.
-    spent: [u64; 3],
+    /// Time in each state but `Idle`, in units of 2^[`UNIT`] nanoseconds.
+    spent: [u32; 3],
 }
 
 impl Stats {
@@ -49,14 +52,18 @@ impl Stats {
 
     fn close_account(&mut self, now: Instant) {
         if let Some(spent) = (self.limited as usize).checked_sub(1).and_then(|at| self.spent.get_mut(at)) {
-            *spent += u64::try_from(now.since(self.since).as_nanos()).unwrap_or(0);
+            let elapsed = now.since(self.since).as_nanos() as u64;
+            *spent = spent.saturating_add(u32::try_from(elapsed >> UNIT).unwrap_or(u32::MAX));
+            // What is less than a unit goes to the next account.
+            self.since = Instant::from_nanos(now.as_nanos() - (elapsed & ((1 << UNIT) - 1)));
+        } else {
+            self.since = now;
         }
-        self.since = now;
     }
 
     /// Time with something to send, with a closed window, and with a full buffer.
     pub fn times(&self, now: Instant) -> (Duration, Duration, Duration) {
-        let mut spent = self.spent;
+        let mut spent = self.spent.map(|units| u64::from(units) << UNIT);
         if let Some(running) = (self.limited as usize).checked_sub(1).and_then(|at| spent.get_mut(at)) {
             *running += u64::try_from(now.since(self.since).as_nanos()).unwrap_or(0);
         }
@@ -105,7 +112,9 @@ mod tests {
         stats.limited_by(Limited::Idle, at(50));
         stats.limited_by(Limited::Buffer, at(100));
         let millis = Duration::from_millis;
-        assert_eq!(stats.times(at(107)), (millis(47), millis(30), millis(7)));
+        let (busy, window, buffer) = stats.times(at(107));
+        let near = |time: Duration, right: u64| time.abs_diff(millis(right)) < Duration::from_micros(263);
+        assert!(near(busy, 47) && near(window, 30) && near(buffer, 7), "{busy:?} {window:?} {buffer:?}");
         stats.on_timeout(at(200));
         stats.on_timeout(at(400));
         stats.on_progress(at(500));

@@ -15,7 +15,8 @@ const C: f64 = 0.4;
 pub struct Cubic {
     window: u64,
     threshold: u64,
-    curve: Curve,
+    /// None before the first loss: most connections never get there.
+    curve: Option<Box<Curve>>,
     /// Of the first slow start (RFC 9406 4.2 advises against others).
     hystart: HyStart,
     /// All of this before the last reduction, in case that it was a mistake.
@@ -23,7 +24,7 @@ pub struct Cubic {
 }
 
 /// Where the window is on its curve; sizes in segments.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Curve {
     /// Window before the last reduction, where the plateau of the curve is.
     w_max: f64,
@@ -44,20 +45,23 @@ struct Curve {
 impl Cubic {
     #[must_use]
     pub fn new(mss: u32) -> Self {
-        let curve =
-            Curve { w_max: 0.0, w_est: 0.0, k: 0.0, epoch: None, unused_since: None, cwnd_prior: 0.0, fraction: 0.0 };
-        Self { window: initial_window(mss), threshold: u64::MAX, curve, hystart: HyStart::new(), before: None }
+        let window = initial_window(mss);
+        Self { window, threshold: u64::MAX, curve: None, hystart: HyStart::new(), before: None }
+    }
+
+    fn curve(&mut self) -> &mut Curve {
+        self.curve.get_or_insert_default()
     }
 
     fn reduce(&mut self, mss: u32) {
-        let before = (self.window, self.threshold, self.curve);
+        let before = (self.window, self.threshold, *self.curve());
         match &mut self.before {
             Some(place) => **place = before,
             None => self.before = Some(Box::new(before)),
         }
         let mss = f64::from(mss);
         let window = segments(self.window, mss);
-        let curve = &mut self.curve;
+        let curve = self.curve();
         // 4.7 fast convergence: a flow that lost before it came back to its plateau leaves room for others.
         curve.w_max = if window < curve.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         curve.cwnd_prior = window;
@@ -69,7 +73,7 @@ impl Cubic {
 
     fn begin_epoch(&mut self, now: Instant, mss: f64) -> Instant {
         let window = segments(self.window, mss);
-        let curve = &mut self.curve;
+        let curve = self.curve();
         if curve.w_max < window {
             curve.w_max = window;
             curve.k = 0.0;
@@ -102,27 +106,35 @@ impl Cubic {
 
     fn avoid_congestion(&mut self, acked: &Acked, acked_bytes: u64) {
         let mss = f64::from(acked.mss);
-        let epoch = match self.curve.epoch {
+        let epoch = match self.curve().epoch {
             Some(epoch) => epoch,
             None => self.begin_epoch(acked.now, mss),
         };
         let (window, news) = (segments(self.window, mss), segments(acked_bytes, mss));
         let elapsed = seconds(acked.now.since(epoch));
-        let Curve { k, w_max, cwnd_prior, .. } = self.curve;
+        let mut present = *self.curve();
+        let Curve { k, w_max, cwnd_prior, .. } = present;
         let curve = |t: f64| C * cube(t - k) + w_max;
         // 4.2: where the curve will be a round trip from now, at most half as much again.
         let target = curve(elapsed + seconds(acked.rtt)).clamp(window, 1.5 * window);
         // 4.3: never slower than Reno would be.
-        let alpha = if self.curve.w_est >= cwnd_prior { 1.0 } else { 3.0 * (1.0 - BETA) / (1.0 + BETA) };
-        self.curve.w_est += alpha * news / window;
-        let grown = if curve(elapsed) < self.curve.w_est {
-            self.curve.w_est.max(window)
+        let alpha = if present.w_est >= cwnd_prior { 1.0 } else { 3.0 * (1.0 - BETA) / (1.0 + BETA) };
+        present.w_est += alpha * news / window;
+        let grown = if curve(elapsed) < present.w_est {
+            present.w_est.max(window)
         } else {
             window + (target - window) / window * news
         };
-        let exact = grown * mss + self.curve.fraction;
+        let exact = grown * mss + present.fraction;
         self.window = bytes(exact, 1.0).max(self.window);
-        self.curve.fraction = (exact - segments(self.window, 1.0)).clamp(0.0, 1.0);
+        present.fraction = (exact - segments(self.window, 1.0)).clamp(0.0, 1.0);
+        *self.curve() = present;
+    }
+
+    fn end_epoch(&mut self) {
+        if let Some(curve) = &mut self.curve {
+            curve.epoch = None;
+        }
     }
 }
 
@@ -138,15 +150,19 @@ impl CongestionControl for Cubic {
     fn set(&mut self, window: u64, threshold: u64) {
         self.window = window;
         self.threshold = threshold;
-        self.curve.epoch = None;
+        self.end_epoch();
     }
 
     fn on_ack(&mut self, acked: &Acked) {
         if !acked.limited {
-            self.curve.unused_since.get_or_insert(acked.now);
+            if let Some(curve) = &mut self.curve {
+                curve.unused_since.get_or_insert(acked.now);
+            }
             return;
         }
-        if let (Some(since), Some(epoch)) = (self.curve.unused_since.take(), &mut self.curve.epoch) {
+        if let Some(curve) = &mut self.curve
+            && let (Some(since), Some(epoch)) = (curve.unused_since.take(), &mut curve.epoch)
+        {
             // 5.8: the curve must not run on while the window isn't in use.
             *epoch = *epoch + acked.now.since(since);
         }
@@ -164,7 +180,7 @@ impl CongestionControl for Cubic {
             // 4.8: as Reno, but with this beta.
             Cause::Timeout { .. } => {
                 self.window = congested.in_flight + u64::from(congested.mss);
-                self.curve.epoch = None;
+                self.end_epoch();
             }
             Cause::Loss | Cause::Marks => self.window = self.threshold,
         }
@@ -172,10 +188,10 @@ impl CongestionControl for Cubic {
 
     /// 4.9.
     fn undo(&mut self) {
-        if let Some((window, threshold, curve)) = self.before.as_deref() {
-            self.window = self.window.max(*window);
-            self.threshold = self.threshold.max(*threshold);
-            self.curve = *curve;
+        if let Some((window, threshold, curve)) = self.before.as_deref().copied() {
+            self.window = self.window.max(window);
+            self.threshold = self.threshold.max(threshold);
+            *self.curve() = curve;
         }
     }
 }

@@ -376,7 +376,7 @@ fn impossible_wishes_are_refused() {
     let now = net.now;
     let id = net.socket(CLIENT, client).id.unwrap();
     let tcp = &mut net.ends[CLIENT].tcp;
-    assert!(tcp.send(now, id, (32 << 20) + 1).is_err() && tcp.send(now, id, u64::MAX).is_err());
+    assert!(tcp.send(now, id, (1 << 30) + 1).is_err() && tcp.send(now, id, u64::MAX).is_err());
     assert!(tcp.received(now, id, 1).is_err() && tcp.received(now, id, u64::MAX).is_err());
     tcp.finish(now, id).unwrap();
     assert!(tcp.send(now, id, 1).is_err(), "after the end");

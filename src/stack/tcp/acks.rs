@@ -72,6 +72,8 @@ impl Connection {
         let mut arrived = Arrived::default();
         let twice = self.sack && !segment.sack_blocks().is_empty() && self.take_sacks(segment, ack, now, &mut arrived);
         let advanced = ack > self.una;
+        let acked = ack.saturating_sub(self.una);
+        let was_repairing = self.board.phase() == Phase::Recovery;
         if advanced {
             self.on_new_ack(ack, now, &mut arrived);
         }
@@ -97,7 +99,12 @@ impl Connection {
             self.reorder_at = NEVER;
             self.board.forget_first_retransmission();
         } else {
-            detected = self.react(now, &news, &arrived);
+            detected = self.react(now, &news, &mut arrived);
+        }
+        if was_repairing && self.board.phase() == Phase::Open {
+            // What is acknowledged by the end of a recovery counts for the window, as RFC 3465 2.1 counts it, however
+            // long ago it arrived. (Linux counts the last arrival only, and stays below the law at high loss.)
+            arrived.bytes = acked.max(arrived.bytes);
         }
         self.adjust_window(now, &news, &arrived, detected.found, full);
         self.expand_send_buffer(config);
@@ -255,7 +262,7 @@ impl Connection {
     }
 
     /// The state machine of recovery, for acknowledgments that aren't plain.
-    fn react(&mut self, now: Instant, news: &News, arrived: &Arrived) -> Detected {
+    fn react(&mut self, now: Instant, news: &News, arrived: &mut Arrived) -> Detected {
         let full = self.full_segment();
         if news.marked {
             // Congestion is certain: nothing is undone.
@@ -278,7 +285,7 @@ impl Connection {
         match self.board.phase() {
             Phase::Recovery => {
                 if news.duplicate {
-                    self.board.on_duplicate(full);
+                    self.board.on_duplicate(full, arrived);
                 } else if news.advanced && self.board.undo().armed && news.of_original {
                     // What filled the hole had only been late. With retransmissions under way nothing more is sent for
                     // now; without, it was all a mistake.
@@ -304,7 +311,7 @@ impl Connection {
             }
             Phase::Open | Phase::Reduction => {
                 if news.duplicate {
-                    self.board.on_duplicate(full);
+                    self.board.on_duplicate(full, arrived);
                 }
                 if self.is_explained() {
                     self.undo(false);
@@ -375,7 +382,7 @@ impl Connection {
     }
 
     /// RFC 5682 3.1, with SACK and without, and Eifel.
-    fn on_ack_after_timeout(&mut self, news: &News, arrived: &Arrived) {
+    fn on_ack_after_timeout(&mut self, news: &News, arrived: &mut Arrived) {
         let recovered = self.una >= self.board.recovery_point();
         self.board.probes_with_new = false;
         if news.advanced && (self.is_explained() || self.board.undo().armed && news.of_original) {
@@ -409,7 +416,7 @@ impl Connection {
         }
         if !self.sack {
             if news.duplicate && self.nxt > self.board.recovery_point() {
-                self.board.on_duplicate(self.full_segment());
+                self.board.on_duplicate(self.full_segment(), arrived);
             } else if news.advanced {
                 self.board.forget_duplicates();
             }

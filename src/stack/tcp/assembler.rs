@@ -2,11 +2,18 @@
 
 use super::segment::MAX_SACK;
 use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::collections::VecDeque;
 
-/// Ranges kept per connection. A peer that makes more gets its segments dropped and must send them again: the work for
-/// one segment is bounded whatever it sends (CVE-2018-5390, "SegmentSmack").
-pub(super) const MAX_RANGES: usize = 64;
+/// Ranges kept per connection: so many in any case, and one for each two full segments of the buffer, because a slow
+/// start that overflows a queue loses every second one. A peer that makes more gets its segments dropped and must send
+/// them again: the work for one segment is bounded whatever it sends (CVE-2018-5390, "SegmentSmack").
+const LEAST_RANGES: usize = 64;
+const MAX_RANGES: usize = 8192;
+
+/// How many ranges a buffer of `bytes` allows whose peer sends segments of `mss`.
+pub(super) fn most_ranges(bytes: u32, mss: u32) -> usize {
+    (bytes as usize / (2 * mss.max(536) as usize)).clamp(LEAST_RANGES, MAX_RANGES)
+}
 
 /// Half-open ranges of positions, ascending, with a gap before each. Most connections never have any, and idle ones
 /// keep nothing of what a bad moment needed.
@@ -15,7 +22,7 @@ pub(super) struct Assembler(Option<Box<Ranges>>);
 
 #[derive(Debug, Default)]
 struct Ranges {
-    ranges: Vec<(u64, u64)>,
+    ranges: VecDeque<(u64, u64)>,
     /// Starts of what changed last, newest first: the order in which RFC 2018 section 4 wants blocks reported.
     recent: [u64; MAX_SACK],
 }
@@ -25,9 +32,9 @@ impl Assembler {
         self.0.is_none()
     }
 
-    /// Adds `start..end`. False: there is no room for another range, and nothing was changed.
-    pub fn insert(&mut self, start: u64, end: u64) -> bool {
-        start >= end || self.0.get_or_insert_default().insert(start, end)
+    /// Adds `start..end`. False: it would be one range more than `most`, and nothing was changed.
+    pub fn insert(&mut self, start: u64, end: u64, most: usize) -> bool {
+        start >= end || self.0.get_or_insert_default().insert(start, end, most)
     }
 
     /// The stream is in order up to `position`. Returns up to where it is with what was waiting, and forgets that.
@@ -47,7 +54,7 @@ impl Assembler {
 
     /// End of the last range.
     pub fn end(&self) -> Option<u64> {
-        self.0.as_ref()?.ranges.last().map(|range| range.1)
+        self.0.as_ref()?.ranges.back().map(|range| range.1)
     }
 
     /// Ranges to report, at most `out.len()`, most recently changed first. Returns how many.
@@ -57,12 +64,12 @@ impl Assembler {
 }
 
 impl Ranges {
-    fn insert(&mut self, start: u64, end: u64) -> bool {
+    fn insert(&mut self, start: u64, end: u64, most: usize) -> bool {
         // What it touches, neighbours included, becomes one range.
         let first = self.ranges.partition_point(|range| range.1 < start);
         let last = self.ranges.partition_point(|range| range.0 <= end);
         if first == last {
-            if self.ranges.len() >= MAX_RANGES {
+            if self.ranges.len() >= most {
                 return false;
             }
             self.ranges.insert(first, (start, end));
@@ -78,7 +85,8 @@ impl Ranges {
 
     fn advance(&mut self, position: u64) -> u64 {
         let passed = self.ranges.partition_point(|range| range.0 <= position);
-        let reached = self.ranges[..passed].last().map_or(position, |range| range.1.max(position));
+        let last = passed.checked_sub(1).and_then(|last| self.ranges.get(last));
+        let reached = last.map_or(position, |range| range.1.max(position));
         self.ranges.drain(..passed);
         reached
     }
@@ -123,14 +131,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+    use std::vec::Vec;
 
     #[test]
     fn newest_first() {
         let mut assembler = Assembler::default();
         for start in [10, 30, 50, 70, 90] {
-            assert!(assembler.insert(start, start + 5));
+            assert!(assembler.insert(start, start + 5, 64));
         }
-        assert!(assembler.insert(35, 36));
+        assert!(assembler.insert(35, 36, 64));
         let mut out = [(0, 0); 3];
         assert_eq!(assembler.report(&mut out), 3);
         assert_eq!(out, [(30, 36), (90, 95), (70, 75)]);
@@ -146,12 +155,14 @@ mod tests {
     fn bounded() {
         let mut assembler = Assembler::default();
         for i in 0..1000 {
-            assert_eq!(assembler.insert(i * 10 + 1, i * 10 + 2), i < MAX_RANGES as u64);
+            assert_eq!(assembler.insert(i * 10 + 1, i * 10 + 2, 64), i < 64);
         }
         // Growing what is there needs no room.
-        assert!(assembler.insert(0, 5000));
+        assert!(assembler.insert(0, 5000, 64));
         assert_eq!(assembler.advance(0), 5000);
         assert!(assembler.is_empty());
+        let most = [most_ranges(1 << 16, 1448), most_ranges(20 << 20, 1448), most_ranges(1 << 30, 88)];
+        assert_eq!(most, [64, 7241, 8192]);
     }
 
     proptest! {
@@ -168,12 +179,13 @@ mod tests {
                     prop_assert_eq!(assembler.advance(base), reached);
                     base = reached;
                     model.retain(|x| *x >= base);
-                } else if start > base && assembler.insert(start, start + len) {
+                } else if start > base && assembler.insert(start, start + len, 64) {
                     model.extend(start..start + len);
                 }
                 let held: BTreeSet<u64> = assembler.0.iter().flat_map(|inner| &inner.ranges).flat_map(|r| r.0..r.1).collect();
                 prop_assert_eq!(&held, &model);
-                prop_assert!(assembler.0.iter().all(|inner| inner.ranges.windows(2).all(|w| w[0].1 < w[1].0)));
+                let inner: Vec<(u64, u64)> = assembler.0.iter().flat_map(|inner| &inner.ranges).copied().collect();
+                prop_assert!(inner.windows(2).all(|w| w[0].1 < w[1].0));
             }
         }
     }

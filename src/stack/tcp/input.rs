@@ -1,6 +1,7 @@
 //! What a segment does to its connection: RFC 9293 3.10.7, in its order.
 
 use super::Context;
+use super::assembler::most_ranges;
 use super::connection::{Agreed, Connection, FIRST, NEVER, ORIGIN};
 use super::ecn::{self, Reaction};
 use super::isn;
@@ -354,7 +355,8 @@ impl Connection {
                     return true;
                 }
             }
-            if !self.assembler.insert(start, end) {
+            let most = most_ranges(self.buffer.limit(), self.receive_mss);
+            if !self.assembler.insert(start, end, most) {
                 cx.counters.drop_queue_full += 1;
                 return false;
             }

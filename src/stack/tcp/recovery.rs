@@ -101,7 +101,7 @@ pub(super) struct Detected {
     pub look_again: Option<Instant>,
 }
 
-/// How many segments are what.
+/// How many segments are what, as TCP_INFO counts them: what is lost stays so while it is sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     pub unacked: u32,
@@ -232,10 +232,11 @@ impl Scoreboard {
         let count = |f: &dyn Fn(&Sent) -> bool| {
             u32::try_from(self.sent.iter().filter(|sent| f(sent)).count()).unwrap_or(u32::MAX)
         };
+        let repairing = matches!(self.phase, Phase::Recovery | Phase::Timeout);
         Counts {
             unacked: u32::try_from(self.sent.len()).unwrap_or(u32::MAX),
             sacked: self.sacked_segments + self.duplicates.min(count(&|sent| !sent.is(LOST))),
-            lost: count(&|sent| sent.is(LOST)),
+            lost: count(&|sent| sent.is(LOST)) + if repairing { self.retransmissions } else { 0 },
             retransmitted: self.retransmissions,
         }
     }
@@ -298,6 +299,8 @@ impl Scoreboard {
         if let Some(seq) = out_of_order {
             self.note_reordering(seq, highest, mss);
         }
+        // What duplicates have told of doesn't arrive a second time, but for the segment that filled the hole.
+        arrived.bytes -= self.duplicated.min(arrived.bytes.saturating_sub(u64::from(mss)));
         if self.phase == Phase::Open || self.phase == Phase::Reduction {
             self.duplicated = 0;
             self.duplicates = 0;
@@ -361,13 +364,19 @@ impl Scoreboard {
         self.seek_lost();
     }
 
-    /// Without SACK: an ACK that acknowledged nothing new (RFC 5681 2). Only data in flight makes it count.
-    pub fn on_duplicate(&mut self, mss: u32) {
+    /// Without SACK: an ACK that acknowledged nothing new (RFC 5681 2): something arrived. Only data in flight makes it
+    /// count.
+    pub fn on_duplicate(&mut self, mss: u32, arrived: &mut Arrived) {
         let (Some(first), Some(last)) = (self.sent.front(), self.sent.back()) else { return };
         self.duplicates = self.duplicates.saturating_add(1);
         // RFC 5681 3.2 step 4 bounds nothing, but a peer can make up any number of duplicates.
         let limit = (last.end() - first.seq).saturating_sub(u64::from(mss));
-        self.duplicated = (self.duplicated + u64::from(mss)).min(limit);
+        let before = self.duplicated;
+        self.duplicated = (before + u64::from(mss)).min(limit).max(before);
+        if self.duplicated > before {
+            arrived.bytes += self.duplicated - before;
+            arrived.segments += 1;
+        }
     }
 
     /// The first lost segment, and its index for [`Self::retransmitted`].

@@ -52,6 +52,8 @@ impl Scoreboard {
             return detected;
         }
         let patience = Duration::from_nanos(self.newest_nanos) + reorder;
+        // What left before the newest arrival is overdue by then, all of it.
+        let all_overdue = self.newest.0 + patience;
         let mut scan_from = self.places().scan_from;
         let mut index = self.sent.partition_point(|sent| sent.seq < scan_from);
         while let Some(sent) = self.sent.get(index).copied() {
@@ -61,7 +63,7 @@ impl Scoreboard {
                     break;
                 }
                 if now < overdue {
-                    detected.look_again = Some(overdue);
+                    detected.look_again = Some(all_overdue);
                     break;
                 }
                 self.mark_lost(index);
@@ -81,7 +83,7 @@ impl Scoreboard {
                     break;
                 }
                 if now < overdue {
-                    detected.look_again = Some(detected.look_again.map_or(overdue, |other| other.min(overdue)));
+                    detected.look_again = Some(all_overdue);
                     break;
                 }
                 self.mark_lost(index);

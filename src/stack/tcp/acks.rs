@@ -77,8 +77,8 @@ impl Connection {
         if advanced {
             self.on_new_ack(ack, now, &mut arrived);
         }
-        if self.board.is_empty() && !advanced {
-            // Nothing was outstanding, so it acknowledges nothing.
+        if self.board.is_empty() && !advanced && !twice {
+            // Nothing was outstanding, so it says nothing, but for a D-SACK.
             return;
         }
         self.measure(segment, &arrived, advanced, now);

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod closing;
+mod congestion;
 mod path;
 mod peers;
 mod transfer;
@@ -25,6 +26,8 @@ pub(super) struct Pipe {
     pub loss: u64,
     pub duplicate: u64,
     pub reorder: u64,
+    /// Of segments that say they can be marked (ECN).
+    pub mark: u64,
     pub delay: Duration,
     pub rx_capacity: u32,
     pub tx_capacity: u32,
@@ -41,6 +44,7 @@ impl Default for Pipe {
             loss: 0,
             duplicate: 0,
             reorder: 0,
+            mark: 0,
             delay: Duration::from_micros(500),
             rx_capacity: 1 << 17,
             tx_capacity: 1 << 17,
@@ -184,6 +188,7 @@ pub(super) struct Packet {
     pub from: IpAddr,
     pub to: IpAddr,
     pub bytes: Vec<u8>,
+    pub tos: u8,
 }
 
 pub(super) struct Net {
@@ -332,7 +337,7 @@ impl Net {
 
     /// Hands a segment to a side as if it had come.
     pub fn inject(&mut self, side: usize, packet: &Packet) -> Verdict {
-        let meta = SegmentMeta { source: packet.from, destination: packet.to, tos: 0, ttl: 64 };
+        let meta = SegmentMeta { source: packet.from, destination: packet.to, tos: packet.tos, ttl: 64 };
         let verdict = self.with(side, |tcp, cx| tcp.handle_segment(cx, &meta, &packet.bytes, true));
         self.pump();
         verdict
@@ -349,18 +354,18 @@ impl Net {
                 let mut out = [0; 9100];
                 let mut packets = vec![];
                 while let Some(reply) = self.ends[side].outbox.pop() {
-                    packets.push((reply.source, reply.destination, reply.payload));
+                    packets.push((reply.source, reply.destination, reply.payload, reply.tos));
                 }
                 if let Some(ready) = self.ends[side].tcp.next_ready() {
                     let emitted = self.with(side, |tcp, cx| tcp.emit(cx, ready, &mut out));
                     if let Some(emitted) = emitted {
-                        packets.push((ready.source, ready.destination, out[..emitted.len].to_vec()));
+                        packets.push((ready.source, ready.destination, out[..emitted.len].to_vec(), emitted.tos));
                     }
                 } else if packets.is_empty() {
                     break;
                 }
-                for (from, to, bytes) in packets {
-                    self.transmit(Packet { from, to, bytes });
+                for (from, to, bytes, tos) in packets {
+                    self.transmit(Packet { from, to, bytes, tos });
                 }
             }
         }
@@ -422,7 +427,7 @@ impl Net {
         }
     }
 
-    fn transmit(&mut self, packet: Packet) {
+    fn transmit(&mut self, mut packet: Packet) {
         assert_eq!(segment::checksum(packet.from, packet.to, &packet.bytes), 0);
         let header = if self.pipe.ipv6 { 40 } else { 20 };
         assert!(packet.bytes.len() + header <= self.pipe.mtu, "larger than the link");
@@ -448,6 +453,9 @@ impl Net {
         if self.drop_next > 0 && !Segment::parse(&packet.bytes).unwrap().payload.is_empty() {
             self.drop_next -= 1;
             return;
+        }
+        if packet.tos & 3 != 0 && chance(self.pipe.mark) {
+            packet.tos |= 3;
         }
         let copies = 1 + u64::from(chance(self.pipe.duplicate));
         if lost || self.down || self.filter.is_some_and(|drop| drop(&Segment::parse(&packet.bytes).unwrap())) {
@@ -476,7 +484,7 @@ impl Net {
             }
             let packet = entry.remove();
             if let Some(side) = self.ends.iter().position(|end| end.address == packet.to) {
-                let meta = SegmentMeta { source: packet.from, destination: packet.to, tos: 0, ttl: 64 };
+                let meta = SegmentMeta { source: packet.from, destination: packet.to, tos: packet.tos, ttl: 64 };
                 self.with(side, |tcp, cx| tcp.handle_segment(cx, &meta, &packet.bytes, true));
             }
         }

@@ -14,7 +14,7 @@ pub(super) fn forge_from(from: IpAddr, net: &Net, header: &Header<'_>, payload: 
     let mut bytes = vec![0; header.len()];
     bytes.extend_from_slice(payload);
     header.write(from, to, &mut bytes);
-    Packet { from, to, bytes }
+    Packet { from, to, bytes, tos: 0 }
 }
 
 /// What the next segment from the client to the server would look like.

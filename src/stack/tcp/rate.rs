@@ -54,7 +54,11 @@ impl Connection {
         }
         u.most_since = u.most_since.max(outstanding);
         let unused = now.since(u.full_at);
-        if config.slow_start_after_idle && unused >= self.rtt.timeout(0, config.min_rto, config.max_rto) {
+        // The first comparison is nearly always enough.
+        if unused >= config.min_rto
+            && config.slow_start_after_idle
+            && unused >= self.rtt.timeout(0, config.min_rto, config.max_rto)
+        {
             self.shrink_unused(now);
         }
     }
@@ -123,7 +127,7 @@ impl Connection {
 
     /// When something that waits may leave, if only pacing holds it back.
     pub fn paced_until(&self, now: Instant) -> Option<Instant> {
-        let waits = self.tail > self.nxt || self.board.has_lost();
-        (now < self.pace_at && waits).then_some(self.pace_at)
+        let waits = now < self.pace_at && (self.tail > self.nxt || self.board.has_lost());
+        waits.then_some(self.pace_at)
     }
 }

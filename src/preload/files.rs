@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use crate::errno::{self, Errno};
 use crate::socket::{closed, install};
 use crate::table::{self, Entry};
-use crate::{engine, raw, real};
+use crate::{engine, raw, real, stdio};
 
 /// Before `fd` is closed: takes its entry out, so that whoever gets the number next starts afresh.
 pub fn leave(fd: c_int) {
@@ -15,6 +15,7 @@ pub fn leave(fd: c_int) {
             epoll.lost(fd);
         }
         closed(entry);
+        stdio::changed(fd);
     }
 }
 
@@ -23,6 +24,11 @@ pub fn duplicated(from: c_int, to: c_int) {
     if from == to {
         return;
     }
+    duplicated_entry(from, to);
+    stdio::changed(to);
+}
+
+fn duplicated_entry(from: c_int, to: c_int) {
     match table::get(from) {
         Some(entry @ Entry::Socket(socket)) => {
             socket.share();

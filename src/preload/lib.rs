@@ -38,6 +38,7 @@ mod raw;
 mod real;
 mod rights;
 mod socket;
+mod stdio;
 mod table;
 mod transfer;
 

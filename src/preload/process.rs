@@ -20,7 +20,7 @@ use crate::engine::{self, Settings};
 use crate::errno::Errno;
 use crate::socket::{self, Socket};
 use crate::table::{self, Entry};
-use crate::{dispatch, epoll, files, options, real};
+use crate::{dispatch, epoll, files, options, real, stdio};
 
 /// Entry of the table that goes through exec: descriptor, slot, cookie of the placeholder.
 type Passed = (i32, u32, u64);
@@ -39,11 +39,12 @@ pub fn fork(call: impl FnOnce() -> pid_t) -> pid_t {
     let _epolls = epoll::hold_all();
     let slots = socket::slots_in_use();
     let _pool = socket::hold_pool();
+    let streams = stdio::hold();
     let handler = dispatch::hold();
     let session = engine::session();
     let ticket = session.map(|s| s.prepare_fork(&mut slots.iter().copied()));
     let pid = call();
-    drop(handler);
+    drop((handler, streams));
     if pid == 0 {
         dispatch::forked_child();
     }
@@ -311,11 +312,90 @@ fn take_over(session: &'static Session, passed: &[Passed]) {
     }
 }
 
+/// Calls `call`, which starts a program with the variable `environ` for its environment.
+pub fn with_environment<R>(call: impl FnOnce() -> R) -> R {
+    // SAFETY: the C library's variable, and what it points to.
+    let Some(prepared) = (unsafe { prepare(environ(), true) }) else { return call() };
+    // SAFETY: as above. Who looks at it meanwhile finds what it looks for, and a few variables more.
+    let before = unsafe { core::ptr::replace(place_of_environ(), prepared.environment()) };
+    let outcome = call();
+    // SAFETY: as above.
+    unsafe { place_of_environ().write(before) };
+    let error = crate::errno::get();
+    prepared.finish();
+    crate::errno::set(error);
+    outcome
+}
+
+/// system(3), with a command.
+///
+/// # Safety
+/// `command` is a string.
+pub unsafe fn system(command: *const c_char) -> c_int {
+    // SAFETY: structures are written before they are read; the caller's word.
+    unsafe {
+        let mut ignore: libc::sigaction = core::mem::zeroed();
+        ignore.sa_sigaction = libc::SIG_IGN;
+        let (mut interrupt, mut quit): (libc::sigaction, libc::sigaction) = core::mem::zeroed();
+        libc::sigaction(libc::SIGINT, &raw const ignore, &raw mut interrupt);
+        libc::sigaction(libc::SIGQUIT, &raw const ignore, &raw mut quit);
+        let (mut child, mut mask, mut defaults): (libc::sigset_t, libc::sigset_t, libc::sigset_t) = core::mem::zeroed();
+        libc::sigaddset(&raw mut child, libc::SIGCHLD);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const child, &raw mut mask);
+        for (signal, before) in [(libc::SIGINT, &interrupt), (libc::SIGQUIT, &quit)] {
+            if before.sa_sigaction != libc::SIG_IGN {
+                libc::sigaddset(&raw mut defaults, signal);
+            }
+        }
+        let mut attributes: libc::posix_spawnattr_t = core::mem::zeroed();
+        libc::posix_spawnattr_init(&raw mut attributes);
+        libc::posix_spawnattr_setsigmask(&raw mut attributes, &raw const mask);
+        libc::posix_spawnattr_setsigdefault(&raw mut attributes, &raw const defaults);
+        let flags = libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETSIGMASK;
+        libc::posix_spawnattr_setflags(&raw mut attributes, flags as _);
+        let arguments: [*mut c_char; 4] =
+            [c"sh".as_ptr().cast_mut(), c"-c".as_ptr().cast_mut(), command.cast_mut(), core::ptr::null_mut()];
+        let (mut pid, environment) = (0, environ());
+        let mut status = 127 << 8;
+        let error = match prepare(environment, false) {
+            Some(prepared) => {
+                let environment = prepared.environment().cast();
+                let (path, actions) = (c"/bin/sh".as_ptr(), core::ptr::null());
+                let error = real::posix_spawn(
+                    &raw mut pid,
+                    path,
+                    actions,
+                    &raw const attributes,
+                    arguments.as_ptr(),
+                    environment,
+                );
+                prepared.finish();
+                error
+            }
+            None => libc::ENOMEM,
+        };
+        libc::posix_spawnattr_destroy(&raw mut attributes);
+        if error == 0 {
+            while libc::waitpid(pid, &raw mut status, 0) < 0 {
+                if crate::errno::get() != libc::EINTR {
+                    status = -1;
+                    break;
+                }
+            }
+        }
+        libc::sigaction(libc::SIGINT, &raw const interrupt, core::ptr::null_mut());
+        libc::sigaction(libc::SIGQUIT, &raw const quit, core::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, core::ptr::null_mut());
+        status
+    }
+}
+
 /// `fd`, which came from another image or process, stands for `slot`, which this process holds.
 pub fn inherit(session: &'static Session, fd: RawFd, slot: u32) {
     if let Some(socket) = socket::id_of_slot(slot).and_then(socket::by_id) {
         socket.share();
         socket::install(fd, Entry::Socket(socket));
+        stdio::changed(fd);
         return;
     }
     let Some(shared) = session.region().slot(slot) else { return };
@@ -326,16 +406,21 @@ pub fn inherit(session: &'static Session, fd: RawFd, slot: u32) {
     for name in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
         options::was_set(socket, fd, libc::SOL_SOCKET, name);
     }
+    stdio::changed(fd);
 }
 
 /// The variable `environ`.
 #[must_use]
 pub fn environ() -> *const *const c_char {
-    unsafe extern "C" {
-        static environ: *const *const c_char;
-    }
     // SAFETY: the C library's variable.
-    unsafe { environ }
+    unsafe { place_of_environ().read() }
+}
+
+fn place_of_environ() -> *mut *const *const c_char {
+    unsafe extern "C" {
+        static mut environ: *const *const c_char;
+    }
+    &raw mut environ
 }
 
 #[cfg(test)]

@@ -125,6 +125,10 @@ real! {
     fork() -> pid_t;
     _Fork() -> pid_t;
     fclose(stream: *mut libc::FILE) -> c_int;
+    fdopen(fd: c_int, mode: *const c_char) -> *mut libc::FILE;
+    fileno(stream: *mut libc::FILE) -> c_int;
+    popen(command: *const c_char, mode: *const c_char) -> *mut libc::FILE;
+    system(command: *const c_char) -> c_int;
     getaddrinfo(node: *const c_char, service: *const c_char, hints: *const addrinfo, out: *mut *mut addrinfo)
         -> c_int;
     getnameinfo(address: *const sockaddr, len: socklen_t, host: *mut c_char, host_len: socklen_t,

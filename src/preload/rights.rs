@@ -25,7 +25,7 @@ unsafe fn descriptors(m: &msghdr) -> Vec<RawFd> {
         let mut c = libc::CMSG_FIRSTHDR(m);
         while let Some(head) = c.as_ref() {
             if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == libc::SCM_RIGHTS {
-                let bytes = (head.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let bytes = head.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 let data = libc::CMSG_DATA(c).cast::<RawFd>();
                 found.extend((0..bytes / size_of::<RawFd>()).map(|n| data.add(n).read_unaligned()));
             }

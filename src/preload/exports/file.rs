@@ -4,7 +4,7 @@ use core::ffi::{c_int, c_ulong, c_void};
 
 use super::{export, guard};
 use crate::errno;
-use crate::{files, real, table};
+use crate::{files, real, stdio, table};
 
 export! {
     /// close(2).
@@ -27,7 +27,10 @@ export! {
 
     /// fclose(3): the C library closes the descriptor where it can't be seen.
     fn fclose(stream: *mut libc::FILE) -> c_int {
-        let fd = if stream.is_null() { -1 } else { libc::fileno(stream) };
+        if stdio::forget(stream) {
+            return real::fclose(stream);
+        }
+        let fd = if stream.is_null() { -1 } else { real::fileno(stream) };
         if fd >= 0 && !table::is_internal(fd) && table::get(fd).is_some() {
             guard(|| { files::leave(fd); Ok(0) });
         }

@@ -3,16 +3,18 @@
 //! Each asks the descriptor table whether the stack is concerned; if not, it is the C library's call and nothing else.
 //! What is done for the stack runs under [`guard`], so that nothing unwinds into the program.
 //!
-//! Not to be seen from here: what the C library calls inside itself (stdio on a socket's descriptor, execl), and system
-//! calls made without it; for some of them there is [`crate::dispatch`].
+//! Not to be seen from here: what the C library calls inside itself, and system calls made without it; for some of them
+//! there is [`crate::dispatch`], for streams [`crate::stdio`].
 
 pub mod data;
 pub mod file;
+pub mod lists;
 pub mod message;
 pub mod names;
 pub mod process;
 pub mod raw;
 pub mod socket;
+pub mod stdio;
 pub mod thread;
 pub mod wait;
 

@@ -23,6 +23,7 @@ mod scale;
 mod server;
 mod shards;
 mod shared;
+mod stdio;
 
 use crate::engine::{Engine, Setup};
 use crate::files::sha256;
@@ -47,6 +48,7 @@ pub fn cases() -> Vec<Case> {
         names::CASES,
         raw::CASES,
         rights::CASES,
+        stdio::CASES,
         server::CASES,
         client::CASES,
         programs::CASES,

@@ -58,6 +58,9 @@ pub struct Measurement {
     pub depth: u32,
     #[serde(default)]
     pub reply_size: u32,
+    /// Of the engine, where their number is what is looked at; else 0.
+    #[serde(default)]
+    pub shards: u32,
     /// Open loop: what was asked for. None: closed loop.
     #[serde(default)]
     pub intended_rate: Option<f64>,
@@ -142,7 +145,11 @@ impl Measurement {
     /// The number that ratios are made of: bits for streams, else the rate.
     #[must_use]
     pub fn speed(&self) -> f64 {
-        if self.p50_us.is_none() && self.gbit_per_s > 0.0 { self.gbit_per_s } else { self.rate_per_s }
+        if self.p50_us.is_none() && self.gbit_per_s > 0.0 && self.shards == 0 {
+            self.gbit_per_s
+        } else {
+            self.rate_per_s
+        }
     }
 
     /// Cores that were busy, as a sum over all: 1.5 is one and a half.

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod compare;
+pub mod cores;
 pub mod cpu;
 pub mod hist;
 pub mod lab;
@@ -16,5 +17,7 @@ pub mod load;
 pub mod measure;
 pub mod net;
 pub mod raw;
+pub mod replay;
 pub mod report;
 pub mod serve;
+pub mod stages;

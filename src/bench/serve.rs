@@ -80,6 +80,7 @@ pub struct Server<N> {
     places: Vec<Option<Place>>,
     buf: Vec<u8>,
     zeros: Vec<u8>,
+    ready: Vec<Ready>,
 }
 
 /// What to do with a connection after a look at it.
@@ -104,7 +105,7 @@ impl<N: Net> Server<N> {
         // A wildcard has no one source address for datagrams; the stacks choose by route, which is right for a bench.
         let handle = net.datagram(Some(Role::Echo.at(base)), None).map_err(|e| at(Role::Echo, e))?;
         put(&mut places, handle, Place::Datagram);
-        Ok(Self { net, places, buf: vec![0; PIECE], zeros: vec![0; PIECE] })
+        Ok(Self { net, places, buf: vec![0; PIECE], zeros: vec![0; PIECE], ready: Vec::new() })
     }
 
     /// Serves until `stop` is raised.
@@ -112,14 +113,22 @@ impl<N: Net> Server<N> {
     /// # Errors
     /// The stack is gone.
     pub fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
-        let mut ready = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            self.net.wait(Some(LOOK), &mut ready)?;
-            for &event in &ready {
-                self.look(event)?;
-            }
+            self.step(Some(LOOK))?;
         }
         Ok(())
+    }
+
+    /// One wait of at most `timeout`, and what follows from it.
+    ///
+    /// # Errors
+    /// The stack is gone.
+    pub fn step(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let mut ready = std::mem::take(&mut self.ready);
+        let waited = self.net.wait(timeout, &mut ready);
+        let served = waited.and_then(|()| ready.iter().try_for_each(|&event| self.look(event)));
+        self.ready = ready;
+        served
     }
 
     fn look(&mut self, event: Ready) -> io::Result<()> {
@@ -167,7 +176,7 @@ impl<N: Net> Server<N> {
     }
 
     fn serve(&mut self, event: Ready) {
-        let Self { net, places, buf, zeros } = self;
+        let Self { net, places, buf, zeros, .. } = self;
         let Some(Some(Place::Peer(peer))) = places.get_mut(event.handle as usize) else { return };
         // Whatever breaks a connection ends that one only.
         let outcome = peer.progress(net, event, buf, zeros).unwrap_or(Next::Close);

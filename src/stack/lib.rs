@@ -41,6 +41,8 @@ mod route;
 mod rss;
 mod siphash;
 mod stack;
+#[doc(hidden)]
+pub mod stages;
 mod stray;
 mod tcp;
 #[cfg(test)]

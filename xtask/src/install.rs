@@ -41,6 +41,7 @@ const PROGRAMS: &[Package] = &[
     Package("redis-tools", Sign::Program("redis-cli"), "redis-cli, redis-benchmark"),
     Package("dnsmasq-base", Sign::Program("dnsmasq"), "a name server"),
     Package("iperf3", Sign::Program("iperf3"), "bulk data"),
+    Package("valgrind", Sign::Program("valgrind"), "counts of instructions"),
     Package("netcat-openbsd", Sign::Program("nc"), "nc"),
     Package("valgrind", Sign::Program("valgrind"), "counts instructions"),
 ];

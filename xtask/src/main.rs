@@ -9,6 +9,7 @@
 
 mod build;
 mod count;
+mod counts;
 mod demo;
 mod install;
 mod picture;
@@ -35,6 +36,10 @@ cargo xtask test [--quick] [--filter NAME]
 cargo xtask sim-bars [--seed N] [--duration SECONDS]
     Builds, and runs the matrix of config/sim/bars.toml: the goodput of one simulated flow over paths of every length and
     loss, beside the CUBIC/Reno law. Fails when a line is below it.
+
+cargo xtask counts [--update]
+    Counts the instructions of each stage of a packet's way under valgrind and compares with benches/counts.txt.
+      --update       writes that file
 ";
 
 fn main() -> ExitCode {
@@ -66,6 +71,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "demo" => demo::main(&mut Options::new(rest)),
         "test" => test::main(&mut Options::new(rest)),
         "sim-bars" => sim_bars(&mut Options::new(rest)),
+        "counts" => counts::main(&mut Options::new(rest)),
         // The end-to-end tests alone, without building: what `test` starts with more rights than it has itself.
         "e2e" => test::end_to_end(&mut Options::new(rest)),
         // A laboratory that waits to be interrupted: what the tests of cleaning up start.

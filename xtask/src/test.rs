@@ -3,6 +3,7 @@
 use crate::Options;
 use crate::build::{self, cargo};
 use crate::count::{Count, Outcome};
+use crate::counts;
 use crate::install;
 use crate::rights::{Rights, run_through, start_through};
 use anyhow::{Context, Result};
@@ -48,6 +49,10 @@ pub fn main(options: &mut Options<'_>) -> Result<ExitCode> {
             println!("   {error:#}");
             count.add("check::release_build", Outcome::Failed);
         }
+    }
+    if filter.as_ref().is_none_or(|f| f.starts_with("counts::")) {
+        step("instruction counts: cargo xtask counts");
+        counts::check(&mut count, filter.as_deref())?;
     }
     step("end-to-end tests: real programs in network namespaces");
     let mut arguments = vec!["e2e"];

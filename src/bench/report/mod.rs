@@ -128,7 +128,7 @@ fn against(all: &[Measurement]) -> String {
 /// Rates over the number of shards.
 fn cores(all: &[Measurement]) -> String {
     let mut points: Vec<(f64, f64)> =
-        all.iter().filter(|m| m.test == "cores").map(|m| (f64::from(m.depth), m.rate_per_s)).collect();
+        all.iter().filter(|m| m.test == "cores").map(|m| (f64::from(m.shards), m.rate_per_s)).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let Some(&(shards, rate)) = points.first() else { return String::new() };
     let ideal = points.iter().map(|(n, _)| (*n, rate / shards * n)).collect();

@@ -1,6 +1,7 @@
 //! `sidestep bench`: the command line of `sidestep::bench`.
 
 mod compare;
+mod cores;
 mod load;
 mod raw;
 mod serve;
@@ -45,6 +46,10 @@ pub enum Bench {
     Idle(load::IdleArgs),
     /// Frames over AF_XDP with no stack: what no stack can exceed here
     Raw(raw::RawArgs),
+    /// 1, 2, … shards on as many cores, on frame replay: rates and how they grow
+    Cores(cores::CoresArgs),
+    /// One stage of a packet's way, over and over: for profilers
+    Stage(cores::StageArgs),
     /// All stacks side by side in network namespaces of its own; needs root
     Compare(compare::CompareArgs),
     /// Make a report of what `--json` printed
@@ -106,6 +111,8 @@ pub fn main(bench: &Bench) -> Result<ExitCode, Failure> {
         Bench::Udp(args) => load::udp(args),
         Bench::Idle(args) => load::idle(args),
         Bench::Raw(args) => raw::main(args),
+        Bench::Cores(args) => cores::main(args),
+        Bench::Stage(args) => cores::stage(args),
         Bench::Compare(args) => compare::main(args),
         Bench::Report(args) => compare::report(args),
     }

@@ -32,6 +32,7 @@ mod recovery;
 mod rtt;
 mod segment;
 mod slab;
+pub(crate) mod stages;
 mod stats;
 #[cfg(test)]
 mod tests;

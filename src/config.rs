@@ -39,6 +39,8 @@ pub struct EngineSection {
     pub seed: Option<u64>,
     /// An engine that shows no life for this long loses the traffic to the kernel.
     pub heartbeat_timeout: Duration,
+    /// One data segment in so many is followed through all stages for `sidestep latency`; 0: none.
+    pub latency_every: u32,
 }
 
 /// `[[interface]]`

@@ -57,6 +57,7 @@ struct Parts<'a> {
     notices: Arc<Notices>,
     limits: Limits,
     tcp: sidestep_stack::TcpConfig,
+    latency_every: u32,
 }
 
 impl Engine {
@@ -85,6 +86,7 @@ impl Engine {
             notices: Arc::new(Notices::new()?),
             limits: config.limits(),
             tcp: config.tcp.stack,
+            latency_every: config.engine.latency_every,
         };
         let control = control_name(config);
         let shared = interface.sharing == Sharing::Shared;
@@ -192,7 +194,8 @@ impl Engine {
             None => Box::new(|_| {}),
         };
         let (mailboxes, notices) = (Arc::clone(&parts.mailboxes), Arc::clone(&parts.notices));
-        let shard = Shard::new(number, port, MonotonicClock, stack, mailboxes, notices, beat);
+        let mut shard = Shard::new(number, port, MonotonicClock, stack, mailboxes, notices, beat);
+        shard.profile_latency(parts.latency_every);
         let policy = match interface.poll {
             Poll::Busy => IdlePolicy::Busy,
             Poll::Adaptive => IdlePolicy::Adaptive(interface.spin),

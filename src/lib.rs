@@ -13,7 +13,7 @@
 //!
 //! Beside the path: [`control`] (attach, bind, listen, cleaning up after the dead), [`config`], [`engine`] (starts and
 //! stops it all), [`local`] (the same engine without threads, driven by its caller), [`sim`] (a network of those),
-//! [`bench`] (load generators, and the stacks side by side), [`clock`].
+//! [`latency`] (where the time of a request goes), [`bench`] (load generators, and the stacks side by side), [`clock`].
 #![deny(unsafe_code)]
 
 pub mod bench;
@@ -21,6 +21,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod engine;
+pub mod latency;
 pub mod local;
 pub mod packetdrill;
 #[allow(unsafe_code)]

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod elf;
+mod latency;
 mod notify;
 mod packetdrill;
 mod preload;
@@ -41,6 +42,7 @@ Examples:
                                                       a program with an engine of its own
   sidestep ss                                         the sockets on the engine
   sidestep stats --json                               its counters, for a program to read
+  sidestep latency                                    where the time of its programs' requests goes
   sidestep sim config/sim/lossy.toml                  the same stack in a simulated network, in virtual time
 
 Exit codes: 0 done; 1 failed while running; 2 wrong use or wrong configuration. `run` gives the program's own exit
@@ -98,6 +100,8 @@ enum Command {
     /// Run a scenario in virtual time: hosts, links, traffic
     #[command(after_help = SIM_EXAMPLES)]
     Sim(sim::SimArgs),
+    /// Show where the time of requests goes, stage by stage
+    Latency(latency::LatencyArgs),
     /// Measure: servers and load generators for every stack
     #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::Bench),
@@ -146,6 +150,7 @@ pub fn main() -> ExitCode {
         Command::Packetdrill(args) => packetdrill::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Sim(args) => sim::main(&args),
+        Command::Latency(args) => latency::main(&args),
         Command::Bench(args) => bench::main(&args),
     };
     done.unwrap_or_else(|failure| {

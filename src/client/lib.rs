@@ -39,6 +39,7 @@ mod options;
 mod readiness;
 mod session;
 mod socket;
+mod stamps;
 mod stream;
 mod sys;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use sidestep_shm::{Slot, Split};
 
 use crate::session::Session;
 use crate::socket::take_error;
+use crate::stamps;
 use crate::sys::Held;
 
 /// Largest number of bytes read before the engine is told, so that the window that the peer sees stays open.
@@ -131,6 +132,7 @@ impl Session {
         }
         let to = head + done as u64;
         shared.rx_head.store(to, Ordering::Release);
+        stamps::read(shared, to);
         drop(held);
         if worth_telling(head, to, queued, receive_limit(shared, &ring)) {
             self.mark(shared, slot);
@@ -196,6 +198,7 @@ impl Session {
         if more != (shared.options.load(Ordering::Relaxed) & option::MORE != 0) {
             hold_back(shared, more);
         }
+        stamps::wrote(shared, tail + done as u64);
         shared.tx_tail.store(tail + done as u64, Ordering::Release);
         drop(held);
         self.mark(shared, slot);

@@ -23,6 +23,7 @@ use sidestep_shm::wire::Request;
 
 use crate::readiness::{POLLERR, POLLHUP};
 use crate::session::Session;
+use crate::stamps;
 use crate::sys::{Deadline, Fd, is_confined, move_high, now_ns, timespec, yield_now};
 
 /// Longest sleep in one piece, in nanoseconds: then the engine's heartbeat is looked at.
@@ -92,11 +93,17 @@ impl Waiter {
 
     /// Takes about `budget` marked slots and calls `each` with every one; returns how many. While another thread
     /// harvests, takes none. Look at a slot's readiness after it was taken.
-    pub fn harvest(&self, session: &Session, budget: usize, each: impl FnMut(u32)) -> usize {
+    pub fn harvest(&self, session: &Session, budget: usize, mut each: impl FnMut(u32)) -> usize {
         if self.harvesting.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return 0;
         }
-        let taken = self.shared(session).map_or(0, |shared| shared.dirty.harvest(budget, each));
+        let noticed = |slot| {
+            if let Some(shared) = session.region().slot(slot) {
+                stamps::woke(shared);
+            }
+            each(slot);
+        };
+        let taken = self.shared(session).map_or(0, |shared| shared.dirty.harvest(budget, noticed));
         self.harvesting.store(0, Ordering::Release);
         taken
     }
@@ -204,7 +211,11 @@ pub fn wait(
 ) -> Result<u32, Errno> {
     let interest = interest | POLLERR | POLLHUP;
     let watch = |on| if on { waiter.watch(session, slot) } else { waiter.unwatch(session, slot) };
-    wait_for(session, waiter, &watch, &|| session.readiness(slot) & interest, deadline, interruptible)
+    let outcome = wait_for(session, waiter, &watch, &|| session.readiness(slot) & interest, deadline, interruptible);
+    if let (Ok(1..), Some(shared)) = (outcome, session.region().slot(slot)) {
+        stamps::woke(shared);
+    }
+    outcome
 }
 
 /// Waits until the engine has acted upon the last connect() of the datagram socket in `slot`, which it does at once. No

@@ -23,7 +23,10 @@ pub fn parse(text: &str, file: &str) -> Result<Config, ConfigError> {
     config(&table).map_err(wrong)
 }
 
-const ENGINE_KEYS: &[&str] = &["control", "seed", "heartbeat_timeout"];
+/// Costs less than can be measured, and finds thousands of requests a second under load.
+const DEFAULT_LATENCY_EVERY: u32 = 64;
+
+const ENGINE_KEYS: &[&str] = &["control", "seed", "heartbeat_timeout", "latency_every"];
 const INTERFACE_KEYS: &[&str] = &[
     "name",
     "backend",
@@ -144,7 +147,8 @@ fn engine(table: &Spanned<DeTable<'_>>) -> Result<EngineSection, Problem> {
     if heartbeat_timeout < Duration::from_millis(500) {
         return Err(s.wrong("heartbeat_timeout", "must be 500ms or more (a shard beats every 125 ms)"));
     }
-    Ok(EngineSection { control, seed, heartbeat_timeout })
+    let latency_every = s.number("latency_every", 0, 1 << 30)?.map_or(DEFAULT_LATENCY_EVERY, |n| n as u32);
+    Ok(EngineSection { control, seed, heartbeat_timeout, latency_every })
 }
 
 fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {

@@ -22,6 +22,7 @@ impl Config {
             line("seed", &seed);
         }
         line("heartbeat_timeout", &time(e.heartbeat_timeout));
+        line("latency_every", &e.latency_every);
         for i in &self.interfaces {
             interface(&mut line, i);
         }

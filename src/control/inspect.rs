@@ -51,6 +51,24 @@ impl Books {
     }
 
     /// `connections`: how many the control socket has.
+    /// The profile of every shard. Requests carry the process id of a program that had their socket.
+    pub(super) fn latency_json(&self, recent: bool) -> String {
+        let shards = self.ask_all(|reply| Message::Latency { recent, reply }).into_iter().flatten();
+        let mut values: Vec<Value> = shards.filter_map(|report| serde_json::to_value(report).ok()).collect();
+        for list in values.iter_mut().flat_map(|v| v.as_object_mut().into_iter().flatten()) {
+            if !matches!(list.0.as_str(), "slowest" | "recent") {
+                continue;
+            }
+            for line in list.1.as_array_mut().into_iter().flatten() {
+                let number = |name: &str| line[name].as_u64().and_then(|n| u32::try_from(n).ok());
+                let pids = number("group").and_then(|g| self.group(g)).map(|g| &g.pids);
+                let pid = number("process").and_then(|p| *pids?.get(p as usize)?);
+                line["pid"] = pid.map_or(Value::Null, Value::from);
+            }
+        }
+        json!({ "stamps": crate::latency::STAMPS, "shards": values }).to_string()
+    }
+
     pub(super) fn stats_json(&self, connections: usize) -> String {
         let shards: Vec<_> = self.ask_all(|reply| Message::Report { reply }).into_iter().flatten().collect();
         let steering = self.steering.as_ref().and_then(|s| s.lock().ok()).map(|s| s.counters());
@@ -88,6 +106,7 @@ impl Control {
         let text = match what {
             question::SOCKETS => self.books.sockets_json(),
             question::STATS => self.books.stats_json(self.connections.len()),
+            question::LATENCY | question::LATENCY_RECENT => self.books.latency_json(what == question::LATENCY_RECENT),
             question::STOP if !self.may_stop(key) => {
                 let errno = Errno::PERM.raw_os_error().cast_unsigned();
                 return self.reply(key, Reply::Failed { errno }, &[], &[]);

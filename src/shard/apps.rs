@@ -17,6 +17,7 @@ use super::idle::Sleeper;
 use super::mailbox::Notices;
 use super::pool::Pool;
 use crate::control::group::Group;
+use crate::latency::Profile;
 
 /// One group as this shard sees it.
 pub(super) struct View {
@@ -118,6 +119,7 @@ pub struct Apps {
     pub(super) to_ring: Vec<Arc<OwnedFd>>,
     sleeper: Option<Sleeper>,
     pub(super) counters: AppCounters,
+    pub(super) latency: Profile,
 }
 
 /// Counters of the border to programs. All only grow.
@@ -160,6 +162,7 @@ impl Apps {
             to_ring: Vec::new(),
             sleeper: None,
             counters: AppCounters::default(),
+            latency: Profile::default(),
         }
     }
 
@@ -292,6 +295,7 @@ impl Apps {
             view.by_slot[socket.slot as usize] = 0;
         }
         self.counters.sockets_closed += 1;
+        self.latency.forget(token(socket.group, socket.slot));
         Some(socket)
     }
 

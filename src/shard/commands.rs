@@ -77,6 +77,9 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                 Message::Report { reply } => {
                     let _ = reply.send(Box::new(self.report()));
                 }
+                Message::Latency { recent, reply } => {
+                    let _ = reply.send(Box::new(self.apps.latency.report(self.number, recent)));
+                }
                 Message::Stop => self.stopping = true,
             }
         }
@@ -217,7 +220,8 @@ impl Apps {
         if new_options {
             let _ = stack.tcp_set_options(now, id, read_options(shared));
         }
-        if tx_tail > s.tx_tail && !s.finished {
+        let wrote = tx_tail > s.tx_tail && !s.finished;
+        if wrote {
             s.tx_tail = tx_tail;
             let _ = stack.tcp_send(now, id, tx_tail);
         }
@@ -236,6 +240,10 @@ impl Apps {
         // All of them are below 256.
         let news = wants & !u32::from(s.requests) & (request::FINISH | request::STOP_READING);
         s.requests |= wants as u8;
+        if wrote {
+            self.follow_write(group, slot, tx_tail, shared);
+        }
+        let Some(Socket { kind: Kind::Stream(s), .. }) = self.at(index) else { return };
         if held {
             s.queued = None;
         } else if !s.orphan {

@@ -89,6 +89,7 @@ impl Apps {
         s.tx_head = new.tx_head;
         let (limit_changed, grown) = (s.tx_limit != new.tx_limit, s.buffers.is_some());
         let stream_bytes = s.rx_tail.max(s.tx_tail);
+        let following = self.latency.is_following();
         let Some(shared) = self.region(group).and_then(|r| r.slot(slot)) else { return };
         // Programs read these lines; a store that changes nothing would take them away all the same.
         for (word, value) in
@@ -104,6 +105,11 @@ impl Apps {
         if let Some(error) = new.error {
             shared.error.store(errno(error), Ordering::Release);
         }
+        if following {
+            // Before the bytes: whoever sees them sees that they are followed.
+            self.follow_news(token, new.rx_tail, new.tx_head);
+        }
+        let Some(shared) = self.region(group).and_then(|r| r.slot(slot)) else { return };
         // Bytes first, then what says that they are there, then what says that no more will come.
         shared.rx_tail.store(new.rx_tail, Ordering::Release);
         shared.tx_head.store(new.tx_head, Ordering::Release);

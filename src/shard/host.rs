@@ -65,6 +65,7 @@ impl Host for Apps {
     }
 
     fn rx_write(&mut self, stream: Token, at: u64, data: &[u8]) {
+        self.latency.arrived(stream, at + data.len() as u64);
         let (group, slot) = untoken(stream);
         if let Some((region, s)) = self.stream_and_region(group, slot)
             && let Some(split) = s.rx_split(region, slot)
@@ -74,6 +75,7 @@ impl Host for Apps {
     }
 
     fn tx_read(&mut self, stream: Token, at: u64, out: &mut [u8]) {
+        self.latency.reads(stream, at, out.len());
         let (group, slot) = untoken(stream);
         if let Some((region, s)) = self.stream_and_region(group, slot)
             && let Some(split) = s.tx_split(region, slot)

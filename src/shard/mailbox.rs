@@ -15,6 +15,7 @@ use sidestep_stack::{Error, ListenAddress, NeighborUpdate, TCP_INFO_BYTES, TcpOp
 
 use super::view::{ShardReport, SocketRow};
 use crate::control::group::Group;
+use crate::latency::LatencyReport;
 
 /// Frames that wait at most for one shard. A burst of one NAPI poll (64) from each of 16 shards fits.
 const FRAMES: usize = 1024;
@@ -103,6 +104,11 @@ pub enum Message {
     },
     Report {
         reply: SyncSender<Box<ShardReport>>,
+    },
+    /// Where the time goes; with `recent`, also the requests that were followed last.
+    Latency {
+        recent: bool,
+        reply: SyncSender<Box<LatencyReport>>,
     },
     Stop,
 }

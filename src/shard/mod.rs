@@ -12,6 +12,7 @@ mod buffers;
 mod commands;
 mod deliver;
 mod drive;
+mod follow;
 mod host;
 mod idle;
 pub mod mailbox;

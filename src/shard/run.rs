@@ -9,6 +9,7 @@ use sidestep_stack::{Instant, Stack, Unknown, Verdict};
 use super::apps::Apps;
 use super::mailbox::{Foreign, Mailbox, Notices};
 use crate::clock::Clock;
+use crate::latency::Profile;
 use crate::port::FrameIo;
 
 /// Frames taken from the device in one turn: as one NAPI poll, so that commands and timers never wait long.
@@ -91,6 +92,11 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         }
     }
 
+    /// Follows one data segment in `every` through its stages; 0: none (which is how a shard begins).
+    pub fn profile_latency(&mut self, every: u32) {
+        self.apps.latency = Profile::new(every);
+    }
+
     /// rx -> ingress -> app commands -> events -> egress -> tx -> timers. Never blocks.
     pub fn turn(&mut self) -> Turn {
         let now = self.clock.now();
@@ -101,15 +107,24 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         let handed = self.take_foreign(now);
         self.messages(now);
         let commands = self.apps.commands(&mut self.stack, now);
+        if self.apps.latency.owes_any() {
+            self.apps.latency.stamp_seen(self.clock.now());
+        }
         if self.stack.next_deadline().is_some_and(|at| at <= now) {
             self.stack.handle_timers(now, &mut self.apps);
         }
         // Programs first: they may start while the frames leave.
         self.apps.deliver(&mut self.stack, now);
+        if self.apps.latency.owes_any() {
+            self.apps.latency.stamp_published(self.clock.now());
+        }
         let sent = self.send(now);
         // Packets from us to us are handled while sending.
         self.apps.deliver(&mut self.stack, now);
         self.hand_over_strays();
+        if self.apps.latency.is_following() {
+            self.apps.look_at_followed(now);
+        }
 
         let turn = Turn { received, handed, commands, sent };
         self.counters.turns += 1;
@@ -125,6 +140,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
 
     fn receive(&mut self, now: Instant) -> usize {
         let (stack, apps, mailboxes, number) = (&mut self.stack, &mut self.apps, &self.mailboxes, self.number);
+        let clock = &self.clock;
         let alone = mailboxes.len() == 1;
         let mut handed_over = 0;
         let received = self.port.receive(RX_BUDGET, |frame| {
@@ -137,7 +153,12 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     }
                 }
             }
-            if let Verdict::Elsewhere { protocol, local_port, .. } = stack.handle_frame(now, frame, apps, unknown) {
+            let followed = apps.latency.arm().then(|| clock.now());
+            let verdict = stack.handle_frame(now, frame, apps, unknown);
+            if let Some(taken) = followed {
+                apps.follow_segment(taken, clock.now());
+            }
+            if let Verdict::Elsewhere { protocol, local_port, .. } = verdict {
                 handed_over += 1;
                 let to = next_shard(number, mailboxes.len() as u32, protocol, local_port);
                 let hops_left = mailboxes.len() as u32 - 1;
@@ -183,9 +204,21 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             self.port.flush();
             return 0;
         }
-        let (stack, apps) = (&mut self.stack, &mut self.apps);
-        let sent = self.port.transmit(TX_BUDGET, |buffer| stack.poll_frame(now, buffer, apps));
-        self.port.flush();
+        let (stack, apps, clock) = (&mut self.stack, &mut self.apps, &self.clock);
+        let sent = self.port.transmit(TX_BUDGET, |buffer| {
+            let length = stack.poll_frame(now, buffer, apps);
+            if apps.latency.owes_built() {
+                apps.latency.stamp_built(clock.now());
+            }
+            length
+        });
+        if self.apps.latency.owes_sent() {
+            let queued = self.clock.now();
+            self.port.flush();
+            self.apps.latency.stamp_sent(queued, self.clock.now());
+        } else {
+            self.port.flush();
+        }
         sent
     }
 

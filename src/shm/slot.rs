@@ -31,12 +31,22 @@ pub struct Slot {
     pub tx_limit: AtomicU32,
     /// The block in which what is sent should go on; 0: the slot's own ring.
     pub tx_offer: AtomicU32,
-    _engine_hot: [AtomicU32; 3],
+    /// The latency profile follows the program's next write and wants it stamped (`tx_probe_*`), if this is not
+    /// `tx_probe_done`. 0: nothing is followed.
+    pub tx_probe: AtomicU32,
+    /// The same for the byte before this position of the received stream: who wakes for it, and who reads it.
+    pub rx_probe: AtomicU64,
 
     // ---- written by programs, hot ---------------------------------------------------------------------------------
     /// End of what was read: receive ring space up to here is free again.
     pub rx_head: AtomicU64,
-    _reader: [AtomicU64; 7],
+    /// `rx_probe` when a program noticed that there was something to read, and when that was: CLOCK_MONOTONIC, ns.
+    pub woke_probe: AtomicU64,
+    pub woke_ns: AtomicU64,
+    /// The same for when it had read.
+    pub read_probe: AtomicU64,
+    pub read_ns: AtomicU64,
+    _reader: [AtomicU64; 3],
     /// End of what was written into the transmit ring.
     pub tx_tail: AtomicU64,
     /// Where the stream to be sent lies: see [`crate::split`].
@@ -44,7 +54,11 @@ pub struct Slot {
     pub tx_blocks: [AtomicU32; 2],
     /// [`request`] bits. Set by programs with `fetch_or`, never cleared while the socket lives.
     pub request: AtomicU32,
-    _writer: [AtomicU32; 9],
+    /// `tx_probe` when a program last stamped a write; where that write ended, and when it was.
+    pub tx_probe_done: AtomicU32,
+    pub tx_probe_end: AtomicU64,
+    pub tx_probe_ns: AtomicU64,
+    _writer: [AtomicU32; 4],
 
     // ---- written by both ------------------------------------------------------------------------------------------
     /// Pending error, an errno: the engine sets it, a program takes it (SO_ERROR) by swapping in 0.
@@ -282,7 +296,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 49] = [
+        let words: [&AtomicU32; 51] = [
             &self.status,
             &self.request,
             &self.error,
@@ -299,6 +313,8 @@ impl Slot {
             &self.rx_limit,
             &self.tx_limit,
             &self.tx_offer,
+            &self.tx_probe,
+            &self.tx_probe_done,
             &self.tx_blocks[0],
             &self.tx_blocks[1],
             &self.tcp_state,
@@ -336,6 +352,16 @@ impl Slot {
         let long =
             [&self.rx_tail, &self.tx_head, &self.rx_head, &self.tx_tail, &self.rx_map, &self.tx_map, &self.tx_next]
                 .into_iter();
+        let probes = [
+            &self.rx_probe,
+            &self.woke_probe,
+            &self.woke_ns,
+            &self.read_probe,
+            &self.read_ns,
+            &self.tx_probe_end,
+            &self.tx_probe_ns,
+        ];
+        let long = long.chain(probes);
         let addresses =
             [&self.local_address, &self.remote_address, &self.wanted_local_address, &self.wanted_remote_address];
         words.into_iter().for_each(|w| w.store(0, Ordering::Relaxed));

@@ -71,6 +71,10 @@ pub mod inspect {
     pub const STATS: u32 = 2;
     /// Start a clean stop of the engine.
     pub const STOP: u32 = 3;
+    /// Where the time of requests goes, by shard and stage.
+    pub const LATENCY: u32 = 4;
+    /// The same with the requests that were followed last, one by one.
+    pub const LATENCY_RECENT: u32 = 5;
 }
 
 /// From the engine.

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     case("bench::raw", &[], SHORT, raw),
     case("bench::compare", &["ethtool", "nginx", "wrk"], LONG, compare),
     case("bench::compare_on_given_devices", &["ethtool"], LONG, compare_on_given_devices),
+    case("bench::latency", &[], SHORT, latency),
     case("bench::interrupted", &["ethtool"], SHORT, interrupted),
 ];
 
@@ -85,6 +86,60 @@ fn bench(pair: &Pair, engine: &Engine<'_>, ours: bool, what: &str) -> Result<Com
         command.arg("kernel");
     }
     Ok(command)
+}
+
+/// Requests are followed through all stages, and found again by process, socket and shard.
+fn latency(_: &Options) -> Result<Verdict> {
+    let pair = Pair::new("latency")?;
+    let engine = pair.engine(&Setup::default())?;
+    let mut serve = bench(&pair, &engine, true, "serve")?;
+    let mut server = pair.lab.start("serve", serve.arg("--listen").arg(OURS[0]))?;
+    server.wait_until("serving", HELPER, |p| p.stdout().contains("serving").then_some(()))?;
+    let load = || {
+        let mut command = bench(&pair, &engine, false, "rr")?;
+        pair.lab.must(command.arg(OURS[0]).args(BRIEF).args(["--connections", "4"]), TRANSFER)
+    };
+    let ask = |more: &[&str]| -> Result<String> {
+        let mut command = pair.a().command(binary()?);
+        pair.must(command.arg("latency").arg("--control").arg(engine.control()).args(more))
+    };
+    let followed = |more: &[&str]| -> Result<Value> {
+        let said = ask(&[&["--json"], more].concat())?;
+        serde_json::from_str(&said).with_context(|| format!("no JSON: {said}"))
+    };
+    let mut all = Value::Null;
+    // A busy machine answers few requests in a round, and one in 64 is followed.
+    for _ in 0..20 {
+        load()?;
+        all = followed(&[])?;
+        if all["followed"].as_u64() >= Some(20) {
+            break;
+        }
+    }
+    let stages = all["stages"].as_array().context("no stages")?;
+    for name in ["stack in", "publish", "wake", "read", "program", "command", "build", "queue", "kick", "request"] {
+        let stage = stages.iter().find(|s| s["stage"] == name).with_context(|| format!("no stage {name}"))?;
+        ensure!(stage["count"].as_u64() > Some(0), "nothing was seen of stage {name}: {all}");
+    }
+    ensure!(all["garbled"] == 0, "stamps that can't be: {all}");
+    let pid = all["slowest"][0]["request"]["pid"].as_u64().context("the slowest request has no process")?;
+    for (more, some) in [
+        (["--pid", &pid.to_string()], true),
+        (["--pid", "1"], false),
+        (["--socket", ":7700"], true),
+        (["--socket", "192.0.2.1"], false),
+        (["--shard", "0"], true),
+    ] {
+        let found = followed(&more)?["followed"].as_u64() > Some(0);
+        ensure!(found == some, "{more:?} finds {}", if found { "requests" } else { "nothing" });
+    }
+    let (html, folder) = (pair.lab.file("latency.html"), pair.lab.file("stages"));
+    let text = ask(&["--html", &html.to_string_lossy(), "--hgrm", &folder.to_string_lossy()])?;
+    ensure!(text.contains("published  woke") && text.contains("The slowest"), "{text}");
+    ensure!(fs::read_to_string(html)?.contains("<svg"), "no picture");
+    ensure!(fs::read_to_string(folder.join("wake.hgrm"))?.contains("#[Mean"), "no percentiles");
+    let request = stages.iter().find(|s| s["stage"] == "request").and_then(|s| s["p50_us"].as_f64()).unwrap_or(0.0);
+    Ok(Verdict::Figure(format!("{} requests followed, p50 {request:.1} us from ring to kick", all["followed"])))
 }
 
 fn raw(_: &Options) -> Result<Verdict> {

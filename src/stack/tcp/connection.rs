@@ -38,6 +38,8 @@ const DEFAULT_MSS_V6: u16 = 1220;
 /// Smallest segment that we send, options included, whatever the peer says: with smaller ones it could make us work
 /// for nothing (CVE-2019-11479).
 pub(super) const MIN_MSS: u16 = 88;
+/// RFC 6298 5.7.
+const FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most that a program may have written and not acknowledged, in bytes, whatever its buffer is. Larger is damage.
 const MOST_QUEUED: u64 = 1 << 30;
 /// First guess of what the peer's full segments are.
@@ -598,6 +600,10 @@ impl Connection {
     }
 
     pub fn timeout(&self, config: &TcpConfig) -> Duration {
+        if !self.rtt.has_sample() && self.is_synchronized() {
+            // RFC 6298 5.7: the handshake gave no sample, because something of it was lost.
+            return FALLBACK_TIMEOUT.saturating_mul(1 << self.backoff.min(20)).min(config.max_rto);
+        }
         self.rtt.timeout(self.backoff, config.min_rto, config.max_rto)
     }
 }

@@ -146,3 +146,20 @@ fn syncnt_bounds_the_handshake() {
     net.run_for(Duration::from_millis(200));
     assert_eq!(net.socket(CLIENT, client).error, Some(Error::TimedOut), "1 + 2 + 4 seconds");
 }
+
+#[test]
+fn no_sample_from_the_handshake_means_three_seconds() {
+    let config = TcpConfig { timestamps: false, ..TcpConfig::default() };
+    let mut net = Net::listening(Pipe { config, ..Pipe::default() });
+    net.down = true;
+    let client = net.connect();
+    net.run_for(Duration::from_millis(900));
+    net.down = false;
+    // The second SYN gets through; its answer could be that of the first.
+    net.run_for(Duration::from_millis(200));
+    assert_eq!(net.socket(CLIENT, client).state(), TcpState::Established);
+    assert_eq!(net.info(CLIENT, client).rto, Duration::from_secs(3));
+    net.socket(CLIENT, client).outgoing = pattern(100, 1);
+    net.run_for(Duration::from_millis(100));
+    assert!(net.info(CLIENT, client).rto < Duration::from_secs(1), "the first data measures");
+}

@@ -100,6 +100,7 @@ impl World {
 
     /// Numbers of the connection that code blocks ask about. None: there is none.
     pub fn tcp_info(&self, slot: Option<u32>) -> Option<TcpInfo> {
+        self.host.with_stack(0, |stack| stack.note_time(self.clock.now()));
         if let Some(info) = slot.and_then(|slot| self.host.tcp_info(&self.session, slot)) {
             return Some(info);
         }

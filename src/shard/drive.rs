@@ -12,6 +12,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
     /// next turn.
     pub fn run_messages(&mut self) {
         let now = self.clock.now();
+        self.stack.note_time(now);
         self.messages(now);
         self.pending = true;
     }

@@ -100,6 +100,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
     /// rx -> ingress -> app commands -> events -> egress -> tx -> timers. Never blocks.
     pub fn turn(&mut self) -> Turn {
         let now = self.clock.now();
+        self.stack.note_time(now);
         self.beat(now);
         self.pending = false;
 

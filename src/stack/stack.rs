@@ -172,6 +172,11 @@ impl Stack {
             || self.tcp.has_ready()
     }
 
+    /// It is this time now, for whoever asks for numbers that depend on it. Everything else is told with what it does.
+    pub const fn note_time(&mut self, now: Instant) {
+        self.now = now;
+    }
+
     /// Does what time asks for: retransmissions, giving up, forgetting.
     pub fn handle_timers(&mut self, now: Instant, host: &mut dyn Host) {
         self.now = now;

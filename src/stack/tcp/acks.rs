@@ -118,10 +118,12 @@ impl Connection {
         }
         if self.board.phase() != Phase::Recovery {
             self.enter_recovery(now, false);
+            // The first retransmission goes out whatever is in flight, and no more than that: nothing has arrived that
+            // could be answered (RFC 6937 3.1 with one segment delivered, as Linux).
+            let full = u64::from(self.full_segment());
+            self.reduction.delivered = narrow(full);
+            self.reduction.window = narrow(self.board.in_flight() + full);
         }
-        // The first retransmission goes out whatever is in flight.
-        let full = u64::from(self.full_segment());
-        self.reduction.window = self.reduction.window.max(narrow(self.board.in_flight() + full));
     }
 
     /// The retransmission timer fired.

@@ -323,7 +323,7 @@ impl Connection {
             duplicate: None,
             answers: 0,
             answers_since: now,
-            stats: Stats::default(),
+            stats: Stats::new(now),
         }
     }
 

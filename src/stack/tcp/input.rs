@@ -63,6 +63,7 @@ impl Connection {
             self.ecn.on_syn_ack(segment);
         }
         self.last_receive = cx.now;
+        self.stats.last_data_in = cx.now;
         // The window of a SYN is not scaled.
         self.window_seq = ORIGIN;
         self.window_ack = ack;
@@ -258,8 +259,11 @@ impl Connection {
             start += old;
             self.ack_due = true;
         }
-        // Beyond the window, or beyond the end that the peer has declared.
-        let limit = self.fin_at.min(self.rx_edge).max(start);
+        // Beyond the window, or beyond the end that the peer has declared. With nothing unread a segment whose front is in
+        // the window is taken as far as there is memory, as on Linux.
+        let alone = start == self.rx_nxt && self.unread() == 0 && self.assembler.is_empty();
+        let room = if alone { self.rx_head + u64::from(self.buffer.capacity()) } else { 0 };
+        let limit = self.fin_at.min(self.rx_edge.max(room)).max(start);
         if end > limit {
             #[allow(clippy::cast_possible_truncation)]
             {
@@ -289,7 +293,7 @@ impl Connection {
         }
         if self.fin_at == self.rx_nxt {
             // As Linux: the ACK of a FIN waits for the program's own (which mostly follows at once) if data came before.
-            let waits = self.state == TcpState::Established && self.rx_nxt > FIRST;
+            let waits = self.state == TcpState::Established && self.rx_nxt > FIRST && self.rx_edge > self.rx_nxt;
             self.rx_nxt += 1;
             self.peer_finished = true;
             self.changed = true;

@@ -296,13 +296,14 @@ impl Connection {
             return None;
         }
         // Something new soon after something came: an answer (tcp_event_data_sent of Linux).
-        let answers = len > 0 && seq == self.nxt && cx.now.since(self.stats.last_data_in) < ANSWER_TIME;
+        let answers =
+            len > 0 && seq == self.nxt && self.rx_nxt > FIRST && cx.now.since(self.stats.last_data_in) < ANSWER_TIME;
         let (marks, tos) = self.ecn.mark(len > 0 && seq == self.nxt);
         header.flags |= marks;
         let mut sent = self.finish_segment(&header, cx, out, len as usize)?;
         sent.tos |= tos;
         // Answers carry the ACKs (Linux calls it ping-pong mode).
-        self.interactive |= answers && self.rx_nxt > FIRST;
+        self.interactive |= answers;
         self.note_acked();
         Some((len, (sent, fin)))
     }

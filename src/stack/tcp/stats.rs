@@ -42,6 +42,11 @@ pub(super) struct Stats {
 }
 
 impl Stats {
+    /// Of a connection that begins.
+    pub fn new(now: Instant) -> Self {
+        Self { last_data_in: now, ..Self::default() }
+    }
+
     /// From now on this is what it waits for.
     pub fn limited_by(&mut self, limited: Limited, now: Instant) {
         if limited != self.limited {

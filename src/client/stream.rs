@@ -90,6 +90,13 @@ pub(crate) fn worth_telling(head: u64, to: u64, was_queued: usize, capacity: usi
 }
 
 impl Session {
+    /// Bytes that [`Self::send`] would take now, as far as can be told without taking them.
+    #[must_use]
+    pub fn send_room(&self, slot: u32) -> usize {
+        let shared = self.region().slot(slot);
+        shared.zip(self.region().tx_split(slot)).map_or(0, |(shared, split)| room(shared, &split).free)
+    }
+
     /// recv(2) on TCP: fills `bufs` as far as there are bytes, and returns how many it put there. 0 is the end of the
     /// stream (or no room in `bufs`). With `peek` the bytes stay.
     ///

@@ -186,8 +186,10 @@ pub fn send(
     mut bufs: &mut [IoSlice<'_>],
     flags: c_int,
 ) -> Result<usize, Errno> {
-    if flags & (libc::MSG_OOB | libc::MSG_FASTOPEN) != 0 {
-        return Err(Errno(if flags & libc::MSG_OOB != 0 { libc::EINVAL } else { libc::EOPNOTSUPP }));
+    // MSG_OOB is sent along with the rest, without a mark: RFC 6093 5 asks for new programs not to use it, and the few
+    // old ones (ftp's ABOR) read it in line anyway.
+    if flags & libc::MSG_FASTOPEN != 0 {
+        return Err(Errno(libc::EOPNOTSUPP));
     }
     let total: usize = bufs.iter().map(|b| b.len()).sum();
     let more = flags & libc::MSG_MORE != 0;
@@ -315,7 +317,7 @@ pub unsafe fn send_file(
     let mut outcome = Ok(());
     while done < len {
         // Read no more than there is room for, or on a blocking socket at least something.
-        let room = room(session, slot);
+        let room = session.send_room(slot);
         if room == 0 && !may_wait(socket, 0) {
             socket.starved.fetch_add(1, Ordering::Relaxed);
             outcome = Err(errno::AGAIN);
@@ -359,11 +361,6 @@ pub unsafe fn send_file(
     if done > 0 { Ok(done) } else { outcome.map(|()| 0) }
 }
 
-/// Bytes that a send would take now.
-fn room(session: &Session, slot: u32) -> usize {
-    (session.region().geometry().tx_bytes as usize).saturating_sub(session.queued_out(slot))
-}
-
 /// splice(2) from a slot into the pipe `to`.
 ///
 /// # Errors
@@ -401,13 +398,13 @@ pub fn splice_out(
     flags: u32,
 ) -> Result<usize, Errno> {
     let wait = flags & libc::SPLICE_F_NONBLOCK == 0 && may_wait(socket, 0);
-    while room(session, slot) == 0 {
+    while session.send_room(slot) == 0 {
         if !wait || !engine::wait(session, socket, POLLOUT, socket.send_timeout.load(Ordering::Relaxed))? {
             socket.starved.fetch_add(1, Ordering::Relaxed);
             return Err(errno::AGAIN);
         }
     }
-    let mut buffer = vec![0; COPY_BYTES.min(len).min(room(session, slot))];
+    let mut buffer = vec![0; COPY_BYTES.min(len).min(session.send_room(slot))];
     // SAFETY: the buffer's own length.
     let got = unsafe { real::read(from, buffer.as_mut_ptr().cast(), buffer.len()) };
     if got < 0 {

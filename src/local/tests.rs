@@ -1,7 +1,7 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use sidestep_client::shm::slot::{kind, option};
-use sidestep_client::{DatagramOptions, POLLIN, POLLOUT, Waiter};
+use sidestep_client::{DatagramOptions, Number, POLLIN, POLLOUT, Waiter};
 
 use super::*;
 
@@ -365,4 +365,27 @@ fn datagrams_are_sent_although_their_socket_is_closed_at_once() {
         }
     }
     assert!(!pair.hosts[0].sockets().contains("udp"), "their slots are free again: {}", pair.hosts[0].sockets());
+}
+
+/// As over the kernel's sockets: a RST comes after what send() took before it.
+#[test]
+fn a_reset_does_not_overtake_what_was_sent() {
+    let mut pair = Pair::new(17, 1);
+    let [client, server] = [pair.hosts[0].attach(0).unwrap(), pair.hosts[1].attach(0).unwrap()];
+    let listener = server.open(kind::TCP4).unwrap();
+    server.bind(listener, "10.0.0.2:80".parse().unwrap(), 0).unwrap();
+    server.listen(listener, 16).unwrap();
+    let socket = client.open(kind::TCP4).unwrap();
+    client.connect(socket, "10.0.0.2:80".parse().unwrap()).unwrap();
+    let until = pair.after(10);
+    pair.run(until);
+    let (accepted, _) = server.accept(listener).unwrap();
+    // Seconds + 1.
+    client.set_number(socket, Number::Linger, 1).unwrap();
+    assert_eq!(send(&client, socket, b"last words"), Ok(10));
+    client.close(socket);
+    let until = pair.after(10);
+    pair.run(until);
+    assert_eq!(receive(&server, accepted).unwrap(), b"last words");
+    assert_eq!(receive(&server, accepted), Err(Errno::CONNRESET));
 }

@@ -112,6 +112,8 @@ pub struct Apps {
     pub(super) notices: Arc<Notices>,
     /// Datagram sockets (group, slot) that nobody holds and that may have something to send still.
     pub(super) leaving: Vec<(u32, u32)>,
+    /// Connections to be reset at the end of this turn.
+    pub(super) aborting: Vec<SocketId>,
     pub(super) views: Vec<Option<View>>,
     pub(super) sockets: Vec<Option<Socket>>,
     vacant: Vec<u32>,
@@ -156,6 +158,7 @@ impl Apps {
             shard,
             notices,
             leaving: Vec::new(),
+            aborting: Vec::new(),
             views: Vec::new(),
             sockets: Vec::new(),
             vacant: Vec::new(),

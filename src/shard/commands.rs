@@ -234,12 +234,12 @@ impl Apps {
             s.finished = true;
             let _ = stack.tcp_finish(now, id);
         }
-        if wants & request::ABORT != 0 {
-            let _ = stack.tcp_abort(now, id);
-        }
         // All of them are below 256.
         let news = wants & !u32::from(s.requests) & (request::FINISH | request::STOP_READING);
         s.requests |= wants as u8;
+        if wants & request::ABORT != 0 {
+            self.aborting.push(id);
+        }
         if wrote {
             self.follow_write(group, slot, tx_tail, shared);
         }
@@ -274,11 +274,22 @@ impl Apps {
         s.queued = None;
         let Some(id) = s.id else { return };
         // SO_LINGER with zero seconds: the last close resets.
-        let _ = if shared.linger.load(Ordering::Relaxed) == 1 {
-            stack.tcp_abort(now, id)
+        if shared.linger.load(Ordering::Relaxed) == 1 {
+            self.aborting.push(id);
         } else {
-            stack.tcp_close(now, id)
-        };
+            let _ = stack.tcp_close(now, id);
+        }
+    }
+
+    /// Resets what programs gave up, after everything that they wrote before and that may leave has left: the kernel
+    /// sends within send(), so that a RST never overtakes it. True when there was something.
+    pub(super) fn abort_due(&mut self, stack: &mut Stack, now: Instant) -> bool {
+        let any = !self.aborting.is_empty();
+        for id in self.aborting.drain(..) {
+            // Refused only for a connection that is over already.
+            let _ = stack.tcp_abort(now, id);
+        }
+        any
     }
 
     /// Whether programs have moved beyond `position` in a listener's accept ring. A closed listener's are all taken.

@@ -119,7 +119,10 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         if self.apps.latency.owes_any() {
             self.apps.latency.stamp_published(self.clock.now());
         }
-        let sent = self.send(now);
+        let mut sent = self.send(now);
+        if self.apps.abort_due(&mut self.stack, now) {
+            sent += self.send(now);
+        }
         // Packets from us to us are handled while sending.
         self.apps.deliver(&mut self.stack, now);
         self.hand_over_strays();

@@ -10,6 +10,9 @@ const MAX_REORDERING: u64 = 300;
 /// Recoveries for which a larger reordering window stays (RFC 8985 6.2, step 4).
 const PERSIST: u8 = 16;
 
+/// Records looked at from the end for the last that waits for its time.
+const LOOK_BACK: usize = 64;
+
 impl Scoreboard {
     /// NewReno's losses: the first segment after three duplicates (RFC 5681 3.2), and then the first after each partial
     /// acknowledgment (RFC 6582 3.2).
@@ -63,7 +66,10 @@ impl Scoreboard {
                     break;
                 }
                 if now < overdue {
-                    detected.look_again = Some(all_overdue);
+                    // When the last of them is. A newest arrival that was sent again (a tail probe) left long after.
+                    let waits = |s: &&Sent| !s.is(SACKED | LOST | RETRANSMITTED) && (s.sent_at, s.end()) < self.newest;
+                    let last = self.sent.iter().rev().take(LOOK_BACK).find(waits);
+                    detected.look_again = Some(last.map_or(all_overdue, |s| s.sent_at + patience));
                     break;
                 }
                 self.mark_lost(index);

@@ -70,9 +70,9 @@ fn three_segments_beyond_a_gap_mark_it() {
 fn two_segments_beyond_a_gap_mark_it_after_a_while() {
     let mut board = board(10);
     sack(&mut board, 1, 3, at(20));
-    // Least / 4 later than the newest took.
+    // Least / 4 longer than the newest took, from when it left itself.
     let detected = detect(&mut board, at(20));
-    assert_eq!((detected.found, detected.look_again), (false, Some(at(20) + Duration::from_micros(2500))));
+    assert_eq!((detected.found, detected.look_again), (false, Some(at(20) + Duration::from_micros(500))));
     assert!(detect(&mut board, at(23)).found);
 }
 

@@ -17,6 +17,7 @@ use sidestep_stack::{Instant, Limits, Mac, NeighborMode, Rss, Stack, StackConfig
 use crate::clock::{Clock, MonotonicClock};
 use crate::config::{Backend, Config, DEFAULT_CONTROL, Interface, Loopback, Poll, Sharing};
 use crate::control::address::mapped;
+use crate::control::link::LinkWatch;
 use crate::control::neighbors::KernelNeighbors;
 use crate::control::{Books, Control, ControlSettings, EngineGauges};
 use crate::port::FrameIo;
@@ -116,7 +117,14 @@ impl Engine {
         let (mailboxes, gauges) = (Arc::clone(&parts.mailboxes), Arc::clone(&engine.gauges));
         let books = Books::new(settings, mailboxes, steering.clone(), gauges, random, None);
         let (notices, stop) = (Arc::clone(&parts.notices), Arc::clone(&engine.stop));
-        let thread = Control::open(&control, books, notices, neighbors, stop).with_context(|| {
+        let link = match &parts.nic {
+            Some(nic) => {
+                Some(LinkWatch::open(nic.ifindex, &interface.name).context("subscribe to the device's state")?)
+            }
+            None => None,
+        };
+        let failed = Arc::clone(&engine.failed);
+        let thread = Control::open(&control, books, notices, neighbors, link, failed, stop).with_context(|| {
             format!(
                 "open the control socket {control}; if another engine uses it, stop that one or name another socket"
             )

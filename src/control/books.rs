@@ -18,6 +18,7 @@ use sidestep_stack::ListenAddress;
 
 use super::SHARD_PATIENCE;
 use super::group::Group;
+use super::lost::Suspects;
 use super::ports::{Binding, PortTable, Protocol};
 use super::transit::Transits;
 use crate::shard::mailbox::{Mailbox, Message};
@@ -81,6 +82,7 @@ pub struct Books {
     /// Ports of a shared address that nobody claims any more, but connections may still use.
     pub(super) leaving: Vec<(Protocol, u16, Binding)>,
     pub(super) transits: Transits,
+    pub(super) suspects: Vec<Suspects>,
     /// State of the port chooser; any number will do, but two engines should not have the same.
     random: u64,
     /// None: shards have threads, which read their messages themselves.
@@ -107,6 +109,7 @@ impl Books {
             gauges,
             leaving: Vec::new(),
             transits: Transits::new(),
+            suspects: Vec::new(),
             random,
             run_messages,
         }
@@ -214,6 +217,9 @@ impl Books {
             .unwrap_or_default();
         for slot in unheld {
             self.unheld(group, slot);
+        }
+        if !last {
+            self.find_lost(group, process);
         }
         self.count_programs();
     }

@@ -12,6 +12,8 @@ pub mod books;
 #[allow(unsafe_code)]
 pub mod group;
 mod inspect;
+pub mod link;
+mod lost;
 pub mod neighbors;
 pub mod ports;
 pub mod requests;

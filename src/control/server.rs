@@ -15,8 +15,10 @@ use rustix::net::{
 use sidestep_shm::wire::{MAX_PACKET_BYTES, Reply, Request};
 
 use super::books::Books;
+use super::link::LinkWatch;
 use super::neighbors::KernelNeighbors;
 use super::requests::Answer;
+use crate::clock::{Clock, MonotonicClock};
 use crate::shard::mailbox::{Message, Notice, Notices};
 
 /// Descriptors that come with one request at most.
@@ -26,6 +28,7 @@ const MAX_CONNECTIONS: usize = 16_384;
 const LISTENER_KEY: u64 = 0;
 const NOTICES_KEY: u64 = 1;
 const NEIGHBORS_KEY: u64 = 2;
+const LINK_KEY: u64 = 3;
 const FIRST_CONNECTION_KEY: u64 = 16;
 
 pub(super) struct Connection {
@@ -54,6 +57,9 @@ pub struct Control {
     next_key: u64,
     notices: Arc<Notices>,
     neighbors: Option<KernelNeighbors>,
+    link: Option<LinkWatch>,
+    /// Told when the device is gone.
+    failed: Arc<AtomicBool>,
     pub(super) stop: Arc<AtomicBool>,
 }
 
@@ -67,6 +73,8 @@ impl Control {
         books: Books,
         notices: Arc<Notices>,
         neighbors: Option<KernelNeighbors>,
+        link: Option<LinkWatch>,
+        failed: Arc<AtomicBool>,
         stop: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         let listener = open_listener(path)?;
@@ -75,11 +83,14 @@ impl Control {
             |fd: BorrowedFd<'_>, key| epoll::add(&epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN);
         watch(listener.as_fd(), LISTENER_KEY)?;
         watch(notices.wake_fd(), NOTICES_KEY)?;
+        if let Some(link) = &link {
+            watch(link.fd(), LINK_KEY)?;
+        }
         if let Some(n) = &neighbors {
             watch(n.fd(), NEIGHBORS_KEY)?;
         }
         let (connections, next_key) = (HashMap::new(), FIRST_CONNECTION_KEY);
-        Ok(Self { listener, epoll, books, connections, next_key, notices, neighbors, stop })
+        Ok(Self { listener, epoll, books, connections, next_key, notices, neighbors, link, failed, stop })
     }
 
     /// Serves until told to stop.
@@ -101,12 +112,20 @@ impl Control {
                         let updates = self.neighbors.as_mut().map(KernelNeighbors::changes).unwrap_or_default();
                         self.spread_neighbors(updates);
                     }
+                    LINK_KEY => {
+                        if self.link.as_mut().is_some_and(LinkWatch::is_gone) {
+                            self.failed.store(true, Ordering::Release);
+                            self.stop.store(true, Ordering::Release);
+                        }
+                    }
                     key => self.serve(key),
                 }
             }
             self.books.drop_empty_groups();
             self.books.let_ports_go();
-            self.books.look_after_transits();
+            let now = MonotonicClock.now();
+            self.books.look_after_transits(now);
+            self.books.give_back_lost(now);
         }
     }
 

@@ -12,12 +12,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use sidestep_shm::layout::IN_TRANSIT;
 use sidestep_shm::wire::Reply;
+use sidestep_stack::Instant;
 
 use super::books::Books;
 
@@ -41,16 +43,16 @@ pub struct Transits {
     /// Made when first needed.
     epoll: Option<OwnedFd>,
     by_cookie: HashMap<u64, Sent>,
-    /// Turns of the control thread until the set is looked at again.
-    patience: u32,
+    /// When the set is to be looked at again.
+    next_look: Instant,
 }
 
-/// Between two looks, in turns of 200 ms or less.
-const TURNS: u32 = 5;
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Transits {
     pub fn new() -> Self {
-        Self { epoll: None, by_cookie: HashMap::new(), patience: TURNS }
+        Self { epoll: None, by_cookie: HashMap::new(), next_look: Instant::ZERO }
     }
 
     /// Whose placeholders are gone: what was noted of them is forgotten and returned.
@@ -145,12 +147,11 @@ impl Books {
     }
 
     /// Lets go what was sent and will not arrive.
-    pub(super) fn look_after_transits(&mut self) {
-        self.transits.patience = self.transits.patience.saturating_sub(1);
-        if self.transits.patience > 0 {
+    pub(super) fn look_after_transits(&mut self, now: Instant) {
+        if now < self.transits.next_look {
             return;
         }
-        self.transits.patience = TURNS;
+        self.transits.next_look = now + LOOK_EVERY;
         for Sent { group, slot, unread, .. } in self.transits.gone() {
             let Some(state) = self.group(group).filter(|_| unread > 0) else { continue };
             let region = state.group.region();

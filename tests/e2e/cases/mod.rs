@@ -24,6 +24,7 @@ mod server;
 mod shards;
 mod shared;
 mod stdio;
+mod vanish;
 
 use crate::engine::{Engine, Setup};
 use crate::files::sha256;
@@ -56,6 +57,7 @@ pub fn cases() -> Vec<Case> {
         shards::CASES,
         shared::CASES,
         crash::CASES,
+        vanish::CASES,
         books::CASES,
         hostile::CASES,
         interop::CASES,

@@ -1,7 +1,7 @@
 //! System calls that programs make without the C library's functions.
 
 use super::loopback::{alone, lab};
-use super::{SHORT, case};
+use super::{LONG, SHORT, case};
 use crate::engine::{Engine, total};
 use crate::harness::{Case, Options, Verdict};
 use crate::lab::Lab;
@@ -13,6 +13,7 @@ use std::process::Command;
 pub const CASES: &[Case] = &[
     case("raw::by_function", &["cc"], SHORT, by_function),
     case("raw::by_instruction", &["cc"], SHORT, by_instruction),
+    case("raw::go", &["go", "cc"], LONG, go),
     case("raw::static_programs_are_refused", &["cc"], SHORT, static_programs),
 ];
 
@@ -61,6 +62,22 @@ fn by_instruction(_: &Options) -> Result<Verdict> {
     let (said, connections) = run(&lab, &engine, &[], &program, "instruction")?;
     ensure!(said == SAID && connections == 0, "{connections} connections, {said}");
     Ok(Verdict::Passed)
+}
+
+/// A Go program that is linked dynamically is known as one, and watched without being asked for.
+fn go(_: &Options) -> Result<Verdict> {
+    let (lab, space) = lab("rawgo")?;
+    let engine = Engine::start(&lab, lab.space(space), "engine", &alone(1))?;
+    let (source, program) = (lab.file("raw.go"), lab.file("rawgo"));
+    std::fs::write(&source, include_str!("raw.go"))?;
+    let mut line = Command::new("go");
+    line.env("GOCACHE", lab.file("gocache")).env("GO111MODULE", "off").env("CGO_ENABLED", "1");
+    lab.must(line.args(["build", "-o"]).arg(&program).arg(&source), super::LONG)?;
+    let said = lab.must(&mut engine.command(&program), TRANSFER)?;
+    ensure!(said.contains("requests 1600\n") && said.ends_with("done\n"), "{said}");
+    let connections = accepted(&engine)?;
+    ensure!(connections > 0, "the kernel served");
+    Ok(Verdict::Figure(format!("1600 requests over {connections} connections")))
 }
 
 fn static_programs(_: &Options) -> Result<Verdict> {

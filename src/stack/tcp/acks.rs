@@ -118,11 +118,9 @@ impl Connection {
         }
         if self.board.phase() != Phase::Recovery {
             self.enter_recovery(now, false);
-            // The first retransmission goes out whatever is in flight, and no more than that: nothing has arrived that
-            // could be answered (RFC 6937 3.1 with one segment delivered, as Linux).
-            let full = u64::from(self.full_segment());
-            self.reduction.delivered = narrow(full);
-            self.reduction.window = narrow(self.board.in_flight() + full);
+            // As if one segment had arrived: the first retransmission goes out, and the others with what comes.
+            let full = self.full_segment();
+            self.reduce(u64::from(full), false, full);
         }
     }
 

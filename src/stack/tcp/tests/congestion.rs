@@ -1,7 +1,7 @@
 //! Recovery, marks and windows of two stacks. What a scoreboard or a controller does alone is tested beside it.
 
 use super::super::congestion::{Acked, Congested, CongestionControl};
-use super::super::segment::{CWR, ECE};
+use super::super::segment::{CWR, ECE, Header};
 use super::*;
 use crate::{Algorithm, Congestion, CongestionState, Ecn};
 use alloc::boxed::Box;
@@ -277,4 +277,27 @@ fn a_controller_of_ones_own_and_a_change_of_it() {
     net.run_until(|net| net.ends[SERVER].programs.sockets[&server].received.len() == 100_000);
     assert!(net.info(CLIENT, client).cwnd > 4 * 1448, "Reno's growth");
     assert_eq!(Congestion::by_name("bbr"), None);
+}
+
+#[test]
+fn reordering_is_told() {
+    use super::attacks::{forge, next_header};
+    let config = TcpConfig { timestamps: false, ..TcpConfig::default() };
+    let mut net = Net::listening(Pipe { config, mtu: 1040, delay: Duration::from_millis(50), ..big() });
+    let (client, server) = net.pair();
+    net.run_for(Duration::from_millis(200));
+    let header = next_header(&mut net, client);
+    let first = header.ack;
+    net.down = true;
+    net.socket(SERVER, server).outgoing = pattern(10_000, 1);
+    net.pump();
+    net.run_for(Duration::from_millis(100));
+    let block = |left: u32, right: u32| (first.wrapping_add(left * 1000), first.wrapping_add(right * 1000));
+    net.inject(SERVER, &forge(&net, &Header { sack: &[block(7, 8)], ..header }, b""));
+    net.run_for(Duration::from_millis(29));
+    let info = net.info(SERVER, server);
+    assert_eq!((info.lost, info.reordering, info.congestion_state), (7, 3, CongestionState::Recovery));
+    net.inject(SERVER, &forge(&net, &Header { sack: &[block(3, 4), block(7, 8)], ..header }, b""));
+    let info = net.info(SERVER, server);
+    assert_eq!((info.lost, info.reordering, info.reordering_seen), (6, 5, 1));
 }

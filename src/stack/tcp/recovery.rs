@@ -150,8 +150,8 @@ pub(super) struct Scoreboard {
     recovery_point: u64,
     /// In-flight records that were sent more than once.
     retransmissions: u32,
-    /// The segment sent last among those that have arrived: when, its end, and how long the last to arrive took
-    /// (RACK.xmit_ts, RACK.end_seq and RACK.rtt of RFC 8985).
+    /// The segment sent last among those that have arrived: when, its end, and how long it took (RACK.xmit_ts,
+    /// RACK.end_seq and RACK.rtt of RFC 8985).
     newest: (Instant, u64),
     newest_nanos: u64,
     /// How far apart segments have arrived out of order, in segments; and how often.

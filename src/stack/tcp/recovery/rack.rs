@@ -110,8 +110,10 @@ impl Scoreboard {
             // An earlier transmission arrived, not this one.
             return;
         }
-        self.newest_nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.newest = self.newest.max((sent.sent_at, sent.end()));
+        if (sent.sent_at, sent.end()) > self.newest {
+            self.newest = (sent.sent_at, sent.end());
+            self.newest_nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        }
     }
 
     /// RFC 8985 6.2 step 3: something sent once arrived after what was sent later.

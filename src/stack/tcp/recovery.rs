@@ -88,6 +88,8 @@ pub(super) struct Arrived {
     pub original: bool,
     /// Something that was sent more than once.
     pub retransmission: bool,
+    /// How far SACKs had come before those of this acknowledgment.
+    highest: Option<u64>,
 }
 
 /// What [`Scoreboard::detect`] says.
@@ -150,8 +152,8 @@ pub(super) struct Scoreboard {
     recovery_point: u64,
     /// In-flight records that were sent more than once.
     retransmissions: u32,
-    /// The segment sent last among those that have arrived: when, its end, and how long it took (RACK.xmit_ts,
-    /// RACK.end_seq and RACK.rtt of RFC 8985).
+    /// The segment sent last among those that have arrived: when, its end; and how long took what arrived last
+    /// (RACK.xmit_ts, RACK.end_seq and RACK.rtt of RFC 8985).
     newest: (Instant, u64),
     newest_nanos: u64,
     /// How far apart segments have arrived out of order, in segments; and how often.
@@ -250,7 +252,7 @@ impl Scoreboard {
     /// `least` is the shortest round trip of late.
     pub fn on_ack(&mut self, ack: u64, now: Instant, mss: u32, least: Duration, arrived: &mut Arrived) {
         let mut bytes = 0;
-        let highest = self.places().highest;
+        let highest = arrived.highest.unwrap_or(self.places().highest);
         let mut out_of_order = None;
         while let Some(front) = self.sent.front_mut() {
             if front.seq >= ack {
@@ -315,6 +317,7 @@ impl Scoreboard {
     pub fn on_sacks(&mut self, blocks: &[(u64, u64)], now: Instant, mss: u32, least: Duration, arrived: &mut Arrived) {
         let before = self.repair().blocks;
         let highest = self.places().highest;
+        arrived.highest = Some(highest);
         let (mut lowest, mut top) = (u64::MAX, highest);
         for &(left, right) in blocks {
             let mut index = self.sent.partition_point(|sent| sent.seq < left);

@@ -10,9 +10,6 @@ const MAX_REORDERING: u64 = 300;
 /// Recoveries for which a larger reordering window stays (RFC 8985 6.2, step 4).
 const PERSIST: u8 = 16;
 
-/// Records looked at from the end for the last that waits for its time.
-const LOOK_BACK: usize = 64;
-
 impl Scoreboard {
     /// NewReno's losses: the first segment after three duplicates (RFC 5681 3.2), and then the first after each partial
     /// acknowledgment (RFC 6582 3.2).
@@ -55,8 +52,6 @@ impl Scoreboard {
             return detected;
         }
         let patience = Duration::from_nanos(self.newest_nanos) + reorder;
-        // What left before the newest arrival is overdue by then, all of it.
-        let all_overdue = self.newest.0 + patience;
         let mut scan_from = self.places().scan_from;
         let mut index = self.sent.partition_point(|sent| sent.seq < scan_from);
         while let Some(sent) = self.sent.get(index).copied() {
@@ -66,10 +61,7 @@ impl Scoreboard {
                     break;
                 }
                 if now < overdue {
-                    // When the last of them is. A newest arrival that was sent again (a tail probe) left long after.
-                    let waits = |s: &&Sent| !s.is(SACKED | LOST | RETRANSMITTED) && (s.sent_at, s.end()) < self.newest;
-                    let last = self.sent.iter().rev().take(LOOK_BACK).find(waits);
-                    detected.look_again = Some(last.map_or(all_overdue, |s| s.sent_at + patience));
+                    detected.look_again = Some(overdue);
                     break;
                 }
                 self.mark_lost(index);
@@ -89,7 +81,7 @@ impl Scoreboard {
                     break;
                 }
                 if now < overdue {
-                    detected.look_again = Some(all_overdue);
+                    detected.look_again = Some(detected.look_again.map_or(overdue, |other| other.min(overdue)));
                     break;
                 }
                 self.mark_lost(index);
@@ -110,10 +102,8 @@ impl Scoreboard {
             // An earlier transmission arrived, not this one.
             return;
         }
-        if (sent.sent_at, sent.end()) > self.newest {
-            self.newest = (sent.sent_at, sent.end());
-            self.newest_nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        }
+        self.newest_nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.newest = self.newest.max((sent.sent_at, sent.end()));
     }
 
     /// RFC 8985 6.2 step 3: something sent once arrived after what was sent later.

@@ -19,7 +19,8 @@ impl Path {
     /// Goodput in bit/s that the standards promise one flow: the larger of Reno's and CUBIC's, within the link.
     #[must_use]
     pub fn law(&self) -> f64 {
-        let link = self.payload_rate();
+        // What is lost takes its part of the link too.
+        let link = self.payload_rate() * (1.0 - self.loss.clamp(0.0, 1.0));
         if self.loss <= 0.0 {
             return link;
         }
@@ -60,5 +61,8 @@ mod tests {
             Path { rate: Some(1_000_000_000), rtt: Duration::from_micros(200), loss: 0.01, mss: 1448, frame: 1514 };
         assert!((path.law() / 1e9 - 0.709).abs() < 0.01, "Reno gets 70 % of such a link: {}", path.law());
         assert!((Path { loss: 0.0, ..path }.law() / 1e9 - 0.956).abs() < 0.001);
+        // Where the link is the limit, what is lost is missing from it.
+        let rare = Path { loss: 1e-4, ..path }.law() / path.payload_rate();
+        assert!((rare - 0.9999).abs() < 1e-6, "{rare}");
     }
 }

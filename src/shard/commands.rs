@@ -491,6 +491,11 @@ impl Apps {
         let waiting: Vec<(u32, u64)> = self.all().filter_map(waits).collect();
         for (slot, position) in waiting {
             let held = region.slot(slot).is_none_or(Slot::is_held);
+            // There is no queue any more, whatever the books of the listener, which may still be there, say of it.
+            match self.socket_mut(group, slot).map(|s| &mut s.kind) {
+                Some(Kind::Stream(StreamSocket { queued, .. }) | Kind::Over { queued, .. }) => *queued = None,
+                _ => {}
+            }
             if let Some(index) = self.index_of(group, slot) {
                 self.reap(index);
             }
@@ -504,7 +509,6 @@ impl Apps {
             } else if let Some(s) = self.stream_mut(group, slot)
                 && let Some(id) = s.id
             {
-                s.queued = None;
                 s.orphan = true;
                 let _ = stack.tcp_abort(now, id);
             }

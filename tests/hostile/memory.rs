@@ -431,7 +431,8 @@ impl Scene<'_> {
                 break;
             }
         }
-        assert_eq!(left, 0, "sockets of a dead program");
+        let rows = self.tell(|reply| Message::Sockets { reply }).expect("an answer");
+        assert_eq!(left, 0, "sockets of a dead program; the stack has {rows:?}");
         assert_eq!(self.tell(|reply| Message::RemoveGroup { group: GROUP, reply }), Ok(true));
     }
 }

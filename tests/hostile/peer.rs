@@ -41,6 +41,9 @@ struct Flow {
     offered: u64,
     scale: u8,
     stack_scale: u8,
+    /// Whether our SYNs offered a scale; None: some did and some didn't, so that nobody can say what was agreed.
+    scaling: Option<bool>,
+    syns: u32,
     timestamps: bool,
     /// The newest timestamp of the stack.
     recent: u32,
@@ -146,6 +149,8 @@ impl Scene<'_> {
             offered: 0,
             scale: if how & 4 != 0 { 7 } else { 0 },
             stack_scale: 0,
+            scaling: Some(false),
+            syns: 0,
             timestamps: how & 8 != 0,
             recent: 0,
             trusted: true,
@@ -214,6 +219,8 @@ impl Scene<'_> {
             // What the answer will say is not known; the largest window that it can mean.
             scale: 14,
             stack_scale: 0,
+            scaling: Some(false),
+            syns: 0,
             timestamps: true,
             recent: 0,
             trusted: true,
@@ -315,6 +322,11 @@ impl Scene<'_> {
             self.node.world.sockets.values_mut().filter(|s| s.remote == Some(remote)).for_each(|s| s.expected = None);
         }
         let flow = &mut self.flows[index];
+        if segment.has(SYN) {
+            let offers = segment.each_option().iter().any(|(kind, value)| *kind == 3 && value.len() == 1);
+            flow.syns += 1;
+            flow.scaling = flow.scaling.filter(|before| flow.syns == 1 || *before == offers).map(|_| offers);
+        }
         let data = i64::from(segment.seq.wrapping_sub(flow.iss).cast_signed()) + i64::from(segment.has(SYN));
         let end = data + segment.payload.len() as i64;
         // Before the stream's first byte there is nothing that could be given.
@@ -495,10 +507,11 @@ impl Scene<'_> {
             assert!(acked <= given + fin, "acknowledged {acked}, given {given} and FIN {fin}");
             assert!(acked >= flow.acked, "an acknowledgment went back from {} to {acked}", flow.acked);
             flow.acked = acked;
-            if !segment.has(SYN) {
-                let edge = acked + (u64::from(segment.window) << flow.stack_scale);
+            if let Some(scaling) = flow.scaling.filter(|_| !segment.has(SYN)) {
+                let scale = if scaling { flow.stack_scale } else { 0 };
+                let edge = acked + (u64::from(segment.window) << scale);
                 // Scaling rounds down (RFC 7323 2.4).
-                let slack = (1 << flow.stack_scale) - 1;
+                let slack = (1 << scale) - 1;
                 assert!(edge + slack >= flow.edge, "the window's right edge went back from {} to {edge}", flow.edge);
                 flow.edge = flow.edge.max(edge);
             }

@@ -208,6 +208,12 @@ impl Tcp {
         if full || self.config.always_cookies {
             cx.counters.drop_backlog += u64::from(full);
             self.cookies_sent_at = Some(cx.now);
+            if !half_open.timestamps {
+                // Without a timestamp nothing brings them back: what we can't remember must not be agreed on.
+                half_open.scale = COOKIE_NO_SCALE as u8;
+                half_open.sack = false;
+                half_open.ecn = false;
+            }
             half_open.iss = self.cookie(&half_open, cx.now);
             let timestamp = cookie_timestamp(timestamp, &half_open);
             half_open.answer(cx, &self.config, listener_ref(&self.listeners, listener_index), timestamp);

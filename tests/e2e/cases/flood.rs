@@ -8,7 +8,7 @@
 use super::{LONG, OURS, Pair, at, case};
 use crate::engine::{Engine, Setup, beside, total};
 use crate::harness::{Case, Options, Verdict};
-use crate::lab::{Lab, Veth};
+use crate::lab::{Lab, Space, Veth};
 use crate::load::{Connection, Load, drive};
 use crate::nginx::Nginx;
 use crate::program::{HELPER, Program};
@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = &[case("flood::a_syn_flood_at_full_rate", &["nginx"], LONG, syn_flood)];
+
+/// An Ethernet address that no device has: what is sent there costs the receiver next to nothing.
+const NOBODY: &str = "02:00:00:00:00:99";
 
 /// What established connections must keep of their throughput.
 const KEEP: f64 = 0.8;
@@ -46,16 +49,16 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
 
     let (rounds, seconds) = if options.quick { (3, 2.0) } else { (5, 4.0) };
     let length = Duration::from_secs_f64(seconds);
-    let (mut quiet, mut flooded, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut quiet, mut flooded, mut rates, mut offered) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut opened, mut slowest) = (0_u32, Duration::ZERO);
     for round in 0..rounds {
         // The flooder takes the same share of the machine in quiet times; only where it sends is different.
-        let elsewhere = flood(&pair, c, &format!("quiet{round}"), "d0", "d1", "10.79.0.1")?;
+        let elsewhere = flood(&pair, c, &format!("quiet{round}"), "d0", NOBODY, "10.79.0.1")?;
         quiet.push(throughput(&pair, server, length, || Ok(()))?);
         drop(elsewhere);
         let before = total(&engine.stats()?, "drop_backlog").unwrap_or(0);
-        let flooder = flood(&pair, c, &format!("flood{round}"), "f0", "ss0", OURS[0])?;
-        let begin = Instant::now();
+        let flooder = flood(&pair, c, &format!("flood{round}"), "f0", &mac(pair.a(), "ss0")?, OURS[0])?;
+        let (begin, sent_before) = (Instant::now(), sent(&flooder));
         flooded.push(throughput(&pair, server, length, || {
             // New clients, one after another, while the flood goes on.
             for _ in 0..5 {
@@ -68,10 +71,11 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
         })?);
         let after = total(&engine.stats()?, "drop_backlog").unwrap_or(0);
         rates.push((after - before) as f64 / begin.elapsed().as_secs_f64());
+        offered.push((sent(&flooder) - sent_before) as f64 / begin.elapsed().as_secs_f64());
         ensure!(after > before, "no cookie was sent: the flood did not arrive; {}", flooder.stdout());
         ensure!(engine.program.runs(), "the engine ended: {}", engine.program.stderr());
     }
-    for numbers in [&mut quiet, &mut flooded, &mut rates] {
+    for numbers in [&mut quiet, &mut flooded, &mut rates, &mut offered] {
         numbers.sort_by(f64::total_cmp);
     }
     let middle = rounds / 2;
@@ -79,8 +83,9 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
     settled(&engine)?;
     engine.stop()?;
     let figure = format!(
-        "{:.0} SYNs/s beyond the backlog; requests/s {:.0} quiet, {:.0} flooded: {:.0} % kept; {opened} new clients, \
+        "{:.0} SYNs/s sent, {:.0} answered with a cookie; requests/s {:.0} quiet, {:.0} flooded: {:.0} % kept; {opened} new clients, \
          slowest {:.0} ms",
+        offered[middle],
         rates[middle],
         quiet[middle],
         flooded[middle],
@@ -91,16 +96,26 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
     Ok(Verdict::Figure(figure))
 }
 
-/// Starts a flood out of `device` to `address` behind `neighbour`.
-fn flood(pair: &Pair, from: usize, name: &str, device: &str, neighbour: &str, address: &str) -> Result<Program> {
-    let space = if neighbour == "ss0" { pair.a() } else { pair.b() };
-    let shown = space.ip(&["-o", "link", "show", "dev", neighbour])?;
-    let mac = shown.split_whitespace().skip_while(|w| *w != "link/ether").nth(1).context("its Ethernet address")?;
+/// Starts a flood out of `device` to `address` at the neighbour `mac`.
+fn flood(pair: &Pair, from: usize, name: &str, device: &str, mac: &str, address: &str) -> Result<Program> {
     let mut command = pair.lab.space(from).command(beside("sidestep-adversary")?);
     command.args(["flood", device, mac, address, "8080"]);
     let mut program = pair.lab.start(name, &mut command)?;
     program.wait_until("flooding", HELPER, |p| p.stdout().contains("sent").then_some(()))?;
     Ok(program)
+}
+
+/// SYNs that a flooder has sent so far.
+fn sent(flooder: &Program) -> u64 {
+    let said = flooder.stdout();
+    let last = said.lines().filter_map(|line| line.split(' ').nth(1)?.parse().ok()).next_back();
+    last.unwrap_or(0)
+}
+
+fn mac(space: &Space, device: &str) -> Result<String> {
+    let shown = space.ip(&["-o", "link", "show", "dev", device])?;
+    let mac = shown.split_whitespace().skip_while(|w| *w != "link/ether").nth(1);
+    mac.map(str::to_owned).context("its Ethernet address")
 }
 
 /// Requests a second of established connections for a while, and what `meanwhile` does in it.

@@ -26,4 +26,4 @@ int lossy(struct xdp_md *ctx)
 	return random_number() % 100 == 0 ? XDP_DROP : XDP_PASS;
 }
 
-char license[] SEC("license") = "GPL";
+char licence_of_this_program[] SEC("license") = "GPL";

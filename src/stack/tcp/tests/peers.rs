@@ -38,6 +38,42 @@ fn an_ack_flood_at_the_cookie_path_opens_nothing() {
 }
 
 #[test]
+fn a_cookie_offers_only_what_it_can_bring_back() {
+    for timestamps in [None, Some((5, 0))] {
+        let mut net = Net::new(Pipe::default());
+        net.listen(1);
+        net.down = true;
+        let header = Header {
+            source_port: 9,
+            destination_port: SERVER_PORT,
+            flags: SYN,
+            window: 100,
+            mss: Some(1460),
+            scale: Some(7),
+            sack_permitted: true,
+            timestamps,
+            ..Header::default()
+        };
+        for source_port in [9, 10] {
+            net.inject(SERVER, &forge(&net, &Header { source_port, ..header }, b""));
+        }
+        assert_eq!(net.ends[SERVER].counters.drop_backlog, 1, "the second got a cookie");
+        let answer = last_sent(&net);
+        let kept = timestamps.is_some();
+        assert_eq!((answer.scale.is_some(), answer.sack_permitted, answer.timestamps.is_some()), (kept, kept, kept));
+        // A scale on one side only would make one of them misread every window.
+        let (seq, ack) = (1, answer.seq.wrapping_add(1));
+        let timestamps = answer.timestamps.map(|t| (6, t.value));
+        let last =
+            Header { source_port: 10, destination_port: SERVER_PORT, seq, ack, flags: ACK, timestamps, ..header };
+        net.inject(SERVER, &forge(&net, &Header { mss: None, scale: None, sack_permitted: false, ..last }, b""));
+        let server = net.ends[SERVER].programs.accepted[0];
+        let info = net.info(SERVER, server);
+        assert_eq!((info.receive_scale > 0, info.send_scale, info.sack), (kept, if kept { 7 } else { 0 }, kept));
+    }
+}
+
+#[test]
 fn accept_queue_overflow_costs_nothing_and_heals() {
     let mut net = Net::listening(Pipe::default());
     net.ends[SERVER].programs.room = 2;

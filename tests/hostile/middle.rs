@@ -246,6 +246,8 @@ impl Scene {
         }
         let frame = frame(from.ip(), to.ip(), n, &segment);
         self.deliver(n, &frame);
+        // Repeated later it might be exactly right.
+        self.log.pop_back();
     }
 
     fn wait(&mut self) {

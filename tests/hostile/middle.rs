@@ -273,11 +273,17 @@ impl Scene {
     }
 
     fn is_done(&self) -> bool {
-        let over = |n: usize, token: u64| {
-            let s = &self.nodes[n].world.sockets[&token];
-            s.released || s.broken || s.peer_finished && s.tx_head == self.total[n]
+        let socket = |n: usize, token: &u64| &self.nodes[n].world.sockets[token];
+        let over = |n: usize, token: &u64| {
+            let s = socket(n, token);
+            s.released || s.peer_finished && s.tx_head == self.total[n]
         };
-        self.pairs.iter().all(|(client, server)| over(1, *client) && server.is_none_or(|server| over(0, server)))
+        // Where one side has given up, and its RST was lost, the other waits for as long as its program likes.
+        self.pairs.iter().all(|(client, server)| match server {
+            _ if socket(1, client).broken => true,
+            Some(server) => socket(0, server).broken || over(1, client) && over(0, server),
+            None => over(1, client),
+        })
     }
 
     fn judge(&self) {

@@ -38,6 +38,8 @@ pub struct Look {
     pub position: u64,
     /// How often a write found too little room: another value means that EPOLLOUT is awaited.
     pub starved: u32,
+    /// How often something was put on the error queue: another value means news for EPOLLERR.
+    pub errors: u32,
 }
 
 /// One watched descriptor.
@@ -55,6 +57,7 @@ struct Interest {
     seen: u32,
     position: u64,
     starved: u32,
+    errors: u32,
     /// Another interest in the same socket through another descriptor, + 1.
     next: u32,
 }
@@ -121,6 +124,7 @@ impl Interests {
             seen: 0,
             position: UNKNOWN,
             starved: 0,
+            errors: 0,
             next: self.by_socket[at],
         };
         let i = match self.free.pop() {
@@ -301,6 +305,10 @@ impl Interest {
         if awaited {
             news |= bits & OUT;
         }
+        if now.errors != self.errors {
+            news |= bits & libc::EPOLLERR as u32;
+        }
+        self.errors = now.errors;
         self.seen = bits;
         self.position = now.position;
         // The wait goes on while there is no room.
@@ -325,7 +333,7 @@ mod tests {
     }
 
     fn look(bits: u32, position: u64) -> impl Fn(u32) -> Option<Look> {
-        move |_| Some(Look { bits, position, starved: 0 })
+        move |_| Some(Look { bits, position, starved: 0, errors: 0 })
     }
 
     #[test]
@@ -354,7 +362,7 @@ mod tests {
         assert_eq!(take(&mut i, 8, look(R | W, 5)), [(1, R | W)]);
         i.mark(0);
         assert_eq!(take(&mut i, 8, look(R | W, 9)), [(1, R | W)], "more arrived before the first was read");
-        let starved = |bits| move |_| Some(Look { bits, position: 9, starved: 1 });
+        let starved = |bits| move |_| Some(Look { bits, position: 9, starved: 1, errors: 0 });
         i.mark(0);
         assert_eq!(take(&mut i, 8, starved(0)), []);
         i.mark(0);

@@ -29,6 +29,7 @@
 mod address;
 pub mod capi;
 mod control;
+pub mod copies;
 mod datagram;
 #[cfg(test)]
 mod fake;

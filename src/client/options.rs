@@ -39,7 +39,7 @@ pub enum Setting {
 }
 
 /// Bits of options that a [`Setting`] may name.
-const BITS: usize = 10;
+const BITS: usize = 11;
 /// Numbers, in the order of their [`Setting::index`].
 const NUMBERS: [Number; 19] = [
     Number::KeepIdle,
@@ -146,6 +146,10 @@ impl Setting {
             (libc::SOL_SOCKET, libc::SO_REUSEADDR) => bit(option::REUSE_ADDRESS),
             (libc::SOL_SOCKET, libc::SO_REUSEPORT) => bit(option::REUSE_PORT),
             (libc::SOL_SOCKET, libc::SO_BROADCAST) => bit(option::BROADCAST),
+            (libc::SOL_SOCKET, libc::SO_ZEROCOPY) => match int(value)? {
+                0 | 1 => bit(option::ZERO_COPY),
+                _ => Err(Errno::INVAL),
+            },
             (libc::SOL_SOCKET, libc::SO_RCVBUF | libc::SO_RCVBUFFORCE) => {
                 put(N::ReceiveBuffer, int(value)?.cast_unsigned().clamp(LEAST_BUFFER[0], MOST_BUFFER))
             }
@@ -215,6 +219,10 @@ impl Session {
         let setting = Setting::parse(level, name, value)?.ok_or(Errno::NOPROTOOPT)?;
         if level == libc::IPPROTO_TCP && is_udp(shared.kind.load(Ordering::Relaxed)) {
             return Err(Errno::NOPROTOOPT);
+        }
+        if matches!(setting, Setting::Bit(option::ZERO_COPY, _)) && is_udp(shared.kind.load(Ordering::Relaxed)) {
+            // Datagrams give no notice.
+            return Err(Errno::OPNOTSUPP);
         }
         if setting == Setting::Number(Number::WindowClamp, 0)
             && shared.status.load(Ordering::Relaxed) & (status::CONNECTED | status::CONNECTING) != 0
@@ -325,6 +333,7 @@ impl Session {
             (libc::SOL_SOCKET, libc::SO_REUSEADDR) => bit(option::REUSE_ADDRESS),
             (libc::SOL_SOCKET, libc::SO_REUSEPORT) => bit(option::REUSE_PORT),
             (libc::SOL_SOCKET, libc::SO_BROADCAST) => bit(option::BROADCAST),
+            (libc::SOL_SOCKET, libc::SO_ZEROCOPY) => bit(option::ZERO_COPY),
             // Twice what was asked for (socket(7)); of one that grows by itself, likewise.
             (libc::SOL_SOCKET, libc::SO_RCVBUF) => doubled(load(&shared.receive_buffer), load(&shared.rx_limit)),
             (libc::SOL_SOCKET, libc::SO_SNDBUF) => doubled(load(&shared.send_buffer), load(&shared.tx_limit)),

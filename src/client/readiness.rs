@@ -60,7 +60,8 @@ impl Session {
         let no_more_in = broken || state & status::PEER_FINISHED != 0 || asked & request::STOP_READING != 0;
         let no_more_out = broken || state & status::FINISHED != 0 || asked & request::FINISH != 0;
         let mut bits = 0;
-        if error {
+        let notices = shared.copies_done.load(Ordering::Relaxed) != shared.copies_told.load(Ordering::Relaxed);
+        if error || notices {
             bits |= POLLERR;
         }
         if no_more_in && no_more_out || !began {

@@ -139,7 +139,7 @@ impl Settings {
 
     /// Names of C that depend on the family.
     pub fn define(&self, name: &str) -> Option<String> {
-        let six = self.family == Family::V6;
+        let six = self.family != Family::V4;
         self.defines.get(name).cloned().or_else(|| match name {
             "CMSG_LEVEL_IP" => Some(if six { "SOL_IPV6" } else { "SOL_IP" }.into()),
             "CMSG_TYPE_RECVERR" => Some(if six { "IPV6_RECVERR" } else { "IP_RECVERR" }.into()),

@@ -234,7 +234,7 @@ impl Plugin {
 
     /// Writes `buffers`, which stay where they are until this returns.
     pub fn send(&self, fd: i32, buffers: Vec<IoSlice<'static>>, flags: i32, to: Option<SocketAddr>) -> Outcome {
-        if flags & (libc::MSG_OOB | libc::MSG_FASTOPEN) != 0 {
+        if flags & libc::MSG_FASTOPEN != 0 {
             return Err(libc::EOPNOTSUPP);
         }
         let total: usize = buffers.iter().map(|b| b.len()).sum();
@@ -453,7 +453,7 @@ impl Plugin {
                     let starved = starved.iter().find(|s| s.0 == slot)?.1;
                     let arrived = session.region().slot(slot)?.rx_tail.load(Ordering::Acquire);
                     let position = if session.is_listening(slot) { UNKNOWN } else { arrived };
-                    Some(Look { bits: session.readiness(slot), position, starved })
+                    Some(Look { bits: session.readiness(slot), position, starved, errors: session.copies_done(slot) })
                 });
                 if found == 0 && until.is_none_or(|at| now < at) {
                     return None;

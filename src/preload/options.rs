@@ -126,8 +126,7 @@ pub unsafe fn set(
 ) -> Result<c_int, Errno> {
     // SAFETY: the caller's word.
     let keep = || unsafe { real::setsockopt(fd, level, name, value, len) };
-    // SO_ZEROCOPY promises notifications that the stack doesn't send.
-    if (level, name) == (libc::SOL_SOCKET, libc::SO_ZEROCOPY) {
+    if (level, name) == (libc::SOL_SOCKET, libc::SO_ZEROCOPY) && socket.is_datagram() {
         return Err(Errno(libc::EOPNOTSUPP));
     }
     let of_other_family = level == libc::IPPROTO_IPV6 && socket.domain() == libc::AF_INET;

@@ -194,16 +194,23 @@ pub fn send(
     let total: usize = bufs.iter().map(|b| b.len()).sum();
     let more = flags & libc::MSG_MORE != 0;
     let how = (POLLOUT, may_wait(socket, flags));
+    let zero_copy = flags & libc::MSG_ZEROCOPY != 0;
     let mut done = 0;
     loop {
         match blocking(session, socket, how, || session.send(slot, bufs, more)) {
             Ok(n) => {
                 done += n;
                 if done >= total {
+                    if zero_copy {
+                        session.note_copied(slot);
+                    }
                     return Ok(done);
                 }
                 if !how.1 {
                     socket.starved.fetch_add(1, Ordering::Relaxed);
+                    if zero_copy {
+                        session.note_copied(slot);
+                    }
                     return Ok(done);
                 }
                 IoSlice::advance_slices(&mut bufs, n);

@@ -69,7 +69,10 @@ pub struct Slot {
     pub tx_lock: AtomicU32,
     /// The same for `wanted_*`, options and one-time calls (bind, listen, connect).
     pub call_lock: AtomicU32,
-    _both: [AtomicU32; 12],
+    /// Calls with MSG_ZEROCOPY since the beginning, and those that the program has been told of as done.
+    pub copies_done: AtomicU32,
+    pub copies_told: AtomicU32,
+    _both: [AtomicU32; 10],
 
     // ---- written by the engine, cold ------------------------------------------------------------------------------
     /// Local and remote address; IPv4 in mapped form (`::ffff:a.b.c.d`), big-endian halves.
@@ -212,6 +215,8 @@ pub mod option {
     pub const MORE: u32 = 1 << 8;
     /// TCP_INQ: recvmsg() tells how much is left to read. Only programs look at it.
     pub const TELL_QUEUE: u32 = 1 << 9;
+    /// SO_ZEROCOPY. Programs are told when bytes given with MSG_ZEROCOPY are theirs again: at once, they are copied.
+    pub const ZERO_COPY: u32 = 1 << 10;
 }
 
 /// Values of [`Slot::kind`].
@@ -296,7 +301,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 51] = [
+        let words: [&AtomicU32; 53] = [
             &self.status,
             &self.request,
             &self.error,
@@ -347,6 +352,8 @@ impl Slot {
             &self.watcher_words,
             &self._watch[0],
             &self._both[0],
+            &self.copies_done,
+            &self.copies_told,
             &self._engine_cold[0],
         ];
         let long =

@@ -51,7 +51,11 @@ impl Calls {
         }
         let sock = socket!(self, fd);
         if buffers.flags & libc::MSG_ERRQUEUE != 0 {
-            return fails(libc::EAGAIN);
+            let Some(range) = world.session.take_copied(sock.slot) else { return fails(libc::EAGAIN) };
+            if call.syscall.name == "recvmsg" {
+                check_notice(world, sock, call.argument(1)?, range)?;
+            }
+            return gives(0);
         }
         if buffers.flags & libc::MSG_OOB != 0 {
             return fails(libc::EINVAL);
@@ -85,14 +89,19 @@ impl Calls {
         if sock.datagram {
             return send_datagram(world, sock, call, &buffers);
         }
-        if buffers.flags & (libc::MSG_OOB | libc::MSG_FASTOPEN) != 0 {
+        if buffers.flags & libc::MSG_FASTOPEN != 0 {
             return fails(libc::EOPNOTSUPP);
         }
         if buffers.has_null() {
             return fails(libc::EFAULT);
         }
         let waits = !sock.nonblocking && buffers.flags & libc::MSG_DONTWAIT == 0;
-        send_stream(world, sock, call, buffers.total(), buffers.flags & libc::MSG_MORE != 0, waits)
+        let (slot, more) = (sock.slot, buffers.flags & libc::MSG_MORE != 0);
+        let step = send_stream(world, sock, call, buffers.total(), more, waits)?;
+        if matches!(step, Step::Done(Ok(n)) if n > 0) && buffers.flags & libc::MSG_ZEROCOPY != 0 {
+            world.session.note_copied(slot);
+        }
+        Ok(step)
     }
 }
 
@@ -194,6 +203,33 @@ fn send_datagram(world: &mut World, sock: &mut Sock, call: &Call, buffers: &Buff
         Err(Errno::AGAIN) if !sock.nonblocking => Ok(Step::Wait),
         Err(error) => fails(error.raw_os_error()),
     }
+}
+
+/// A notice that bytes given with MSG_ZEROCOPY are the script's again.
+fn check_notice(world: &World, sock: &Sock, message: &Expression, range: (u32, u32)) -> Result<(), String> {
+    if let Some(flags) = field(message, "msg_flags") {
+        expect(world, "msg_flags is", flags, libc::MSG_ERRQUEUE.into())?;
+    }
+    let Some(Expression::List(control)) = field(message, "msg_control") else { return Ok(()) };
+    let [one] = &control[..] else { return Err(format!("one notice came, expected {}", control.len())) };
+    let (level, kind) = if sock.v6 { (libc::SOL_IPV6, libc::IPV6_RECVERR) } else { (libc::SOL_IP, libc::IP_RECVERR) };
+    let data = field(one, "cmsg_data");
+    let bytes = sidestep_client::copies::notice(range);
+    for (place, name, got) in [
+        (Some(one), "cmsg_level", i64::from(level)),
+        (Some(one), "cmsg_type", i64::from(kind)),
+        (data, "ee_errno", 0),
+        (data, "ee_origin", bytes[4].into()),
+        (data, "ee_type", bytes[5].into()),
+        (data, "ee_code", bytes[6].into()),
+        (data, "ee_info", range.0.into()),
+        (data, "ee_data", range.1.into()),
+    ] {
+        if let Some(wanted) = place.and_then(|p| field(p, name)) {
+            expect(world, &format!("{name} is"), wanted, got)?;
+        }
+    }
+    Ok(())
 }
 
 /// What recvmsg() wrote beside the bytes.

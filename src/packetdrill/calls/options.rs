@@ -19,7 +19,6 @@ impl Calls {
         match world.session.setsockopt(sock.slot, level as i32, name as i32, &value) {
             Ok(()) => gives(0),
             Err(Errno::NOPROTOOPT) => match (level as i32, name as i32) {
-                (libc::SOL_SOCKET, libc::SO_ZEROCOPY) => fails(libc::EOPNOTSUPP),
                 (libc::IPPROTO_TCP, libc::TCP_FASTOPEN | libc::TCP_FASTOPEN_CONNECT | libc::TCP_MD5SIG) => {
                     Err("TCP Fast Open and MD5 signatures are not supported".into())
                 }

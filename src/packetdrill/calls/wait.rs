@@ -110,7 +110,7 @@ impl Calls {
             let shared = session.region().slot(slot)?;
             let arrived = shared.rx_tail.load(std::sync::atomic::Ordering::Acquire);
             let position = if session.is_listening(slot) { UNKNOWN } else { arrived };
-            Some(Look { bits: session.readiness(slot), position, starved })
+            Some(Look { bits: session.readiness(slot), position, starved, errors: session.copies_done(slot) })
         });
         if found == 0 && timeout != 0 && waits(world, call, timeout) {
             return Ok(Step::Wait);

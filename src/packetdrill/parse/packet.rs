@@ -196,6 +196,8 @@ fn bytes(cursor: &mut Cursor<'_>) -> Result<Vec<u8>> {
 
 fn icmp(cursor: &mut Cursor<'_>, v6: bool) -> Result<Icmp> {
     let name = cursor.word();
+    // Only IPv6 has this one, whatever the word before it.
+    let v6 = v6 || name == "packet_too_big";
     let Some(kind) = icmp_kind(&name, v6) else {
         return cursor.fail(format!("{name:?} is no kind of ICMP message"));
     };

@@ -131,7 +131,7 @@ fn look(session: &Session, id: u32) -> Option<Look> {
     // The end of the stream is news as a byte would be, and nothing comes after it.
     let ended = u64::from(bits & sidestep_client::POLLRDHUP != 0);
     let position = if session.is_listening(slot) { UNKNOWN } else { shared.rx_tail.load(Ordering::Acquire) + ended };
-    Some(Look { bits, position, starved })
+    Some(Look { bits, position, starved, errors: session.copies_done(slot) })
 }
 
 /// A new instance for the descriptor `fd`.

@@ -5,6 +5,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::Ordering;
 
 use libc::{cmsghdr, mmsghdr, msghdr, ssize_t, timespec};
+use sidestep_client::copies::{NOTICE_BYTES, notice};
 use sidestep_client::shm::datagram::Header;
 use sidestep_client::{DatagramOptions, Session, now_ns};
 
@@ -77,6 +78,20 @@ unsafe fn receive_message(
             m.msg_flags |= libc::MSG_TRUNC;
         }
         got = transfer::datagram_len(n, &header, flags);
+    } else if flags & libc::MSG_ERRQUEUE != 0 {
+        let range = session.take_copied(slot).ok_or(crate::errno::AGAIN)?;
+        let (v6, room, mut used) = (socket.domain() == libc::AF_INET6, control_room(&m), 0);
+        let what = if v6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) } else { (libc::IPPROTO_IP, libc::IP_RECVERR) };
+        // Behind the notice comes the address of whoever complained: of nobody.
+        let mut data = [0; NOTICE_BYTES + size_of::<libc::sockaddr_in6>()];
+        data[..NOTICE_BYTES].copy_from_slice(&notice(range));
+        let offender = if v6 { size_of::<libc::sockaddr_in6>() } else { size_of::<libc::sockaddr_in>() };
+        // SAFETY: as above.
+        unsafe { put_control(&mut m, room, &mut used, what, &data[..NOTICE_BYTES + offender]) };
+        m.msg_controllen = used as _;
+        m.msg_namelen = 0;
+        m.msg_flags |= libc::MSG_ERRQUEUE;
+        got = 0;
     } else {
         // SAFETY: as above.
         got = unsafe {

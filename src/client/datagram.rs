@@ -150,13 +150,15 @@ impl Session {
             return Err(Errno::MSGSIZE);
         }
         self.bind_if_unbound(slot, shared)?;
+        // IP_TTL is not for groups, whose default is 1.
+        let multicast = remote.ip().to_canonical().is_multicast();
         let header = Header {
             len: len as u32,
             remote: to_wire(remote.ip()),
             remote_port: remote.port(),
             local: extra.local.map_or(UNSPECIFIED, to_wire),
             tos: extra.tos.unwrap_or(shared.tos.load(Ordering::Relaxed) as u8),
-            ttl: extra.ttl.unwrap_or(0),
+            ttl: extra.ttl.unwrap_or(if multicast { 0 } else { shared.ttl.load(Ordering::Relaxed) as u8 }),
         };
         let held = Held::take(&shared.tx_lock, self.process())?;
         if (writable(shared, ring.capacity()) as u64) < Header::record_bytes(len) {

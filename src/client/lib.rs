@@ -57,4 +57,4 @@ pub use session::{ForkTicket, Handover, InProcess, Session};
 pub use sidestep_shm as shm;
 pub use socket::Number;
 pub use sys::{Deadline, Fd, confine, is_confined, now_ns, yield_now};
-pub use waiter::{Waiter, wait, wait_settled};
+pub use waiter::{Waiter, wait, wait_done, wait_settled};

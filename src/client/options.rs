@@ -138,6 +138,9 @@ impl Setting {
                 put(N::Linger2, i64::from(int(value)?).clamp(-1, LONGEST_LINGER2) as i32 as u32)
             }
             (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => {
+                if value.is_empty() {
+                    return Err(Errno::INVAL);
+                }
                 let name = value.split(|b| *b == 0).next().unwrap_or_default();
                 let found = CONGESTION.iter().position(|known| known.as_bytes() == name).ok_or(Errno::NOENT)?;
                 put(N::Congestion, found as u32 + 1)
@@ -200,10 +203,11 @@ fn int(value: &[u8]) -> Result<i32, Errno> {
     value.first_chunk().map(|b| i32::from_ne_bytes(*b)).ok_or(Errno::INVAL)
 }
 
-/// Options of IP take a single byte too.
+/// Options of IP take a single byte too, and what is shorter than an int for one; nothing at all for 0.
 fn byte_or_int(value: &[u8]) -> Result<i32, Errno> {
     match value {
-        [byte] => Ok(i32::from(*byte)),
+        [] => Ok(0),
+        [byte] | [byte, _] | [byte, _, _] => Ok(i32::from(*byte)),
         _ => int(value),
     }
 }
@@ -224,6 +228,18 @@ impl Session {
             // Datagrams give no notice.
             return Err(Errno::OPNOTSUPP);
         }
+        if matches!(setting, Setting::Bit(option::V6_ONLY, _))
+            && shared.status.load(Ordering::Relaxed) & status::BOUND != 0
+        {
+            return Err(Errno::INVAL);
+        }
+        // The two bits of ECN are TCP's own.
+        let setting = match setting {
+            Setting::Number(Number::Tos, tos) if !is_udp(shared.kind.load(Ordering::Relaxed)) => {
+                Setting::Number(Number::Tos, tos & !3)
+            }
+            other => other,
+        };
         if setting == Setting::Number(Number::WindowClamp, 0)
             && shared.status.load(Ordering::Relaxed) & (status::CONNECTED | status::CONNECTING) != 0
         {

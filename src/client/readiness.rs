@@ -55,8 +55,8 @@ impl Session {
         let Some(tx) = self.region().tx_split(slot) else { return 0 };
         let error = shared.error.load(Ordering::Acquire) != 0;
         // The engine stores the error first: whoever sees it knows the rest.
-        let broken = state & (status::BROKEN | status::CLOSED) != 0 || error;
         let began = state & status::CONNECTED != 0 || asked & request::CONNECT != 0;
+        let broken = state & (status::BROKEN | status::CLOSED) != 0 || error && began;
         let no_more_in = broken || state & status::PEER_FINISHED != 0 || asked & request::STOP_READING != 0;
         let no_more_out = broken || state & status::FINISHED != 0 || asked & request::FINISH != 0;
         let mut bits = 0;

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 use sidestep_shm::Slot;
-use sidestep_shm::slot::{kind, load_address, request, status, store_address};
+use sidestep_shm::slot::{kind, load_address, option, request, status, store_address};
 use sidestep_shm::wire::Request;
 
 use crate::address::{UNSPECIFIED, any, from_wire, is_udp, is_v4, to_wire};
@@ -115,6 +115,10 @@ impl Session {
         if is_v4(kind) != to.is_ipv4() {
             return Err(if is_v4(kind) { Errno::AFNOSUPPORT } else { Errno::INVAL });
         }
+        let only_v6 = !is_v4(kind) && (options | shared.options.load(Ordering::Relaxed)) & option::V6_ONLY != 0;
+        if only_v6 && to.ip().to_canonical().is_ipv4() {
+            return Err(Errno::INVAL);
+        }
         if shared.status.load(Ordering::Acquire) & status::BOUND != 0
             || shared.request.load(Ordering::Relaxed) & request::CONNECT != 0
         {
@@ -179,6 +183,10 @@ impl Session {
         if is_v4(kind) && remote.is_ipv6() {
             return Err(Errno::AFNOSUPPORT);
         }
+        let only_v6 = !is_v4(kind) && shared.options.load(Ordering::Relaxed) & option::V6_ONLY != 0;
+        if only_v6 && remote.ip().to_canonical().is_ipv4() {
+            return Err(Errno::NETUNREACH);
+        }
         if !self.is_alive() {
             return Err(Errno::NETDOWN);
         }
@@ -199,6 +207,8 @@ impl Session {
             if shared.request.load(Ordering::Relaxed) & request::CONNECT != 0 {
                 return Err(Errno::ALREADY);
             }
+            // What an attempt before left behind is forgotten: tcp_connect_init().
+            shared.error.store(0, Ordering::Release);
             // The engine may know the socket from bind; then it has chosen the shard.
             if now & status::OPEN == 0 {
                 let shards = self.region().geometry().shards;
@@ -214,11 +224,15 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the engine has acted upon the last connect() of a datagram socket. From then on
-    /// [`Self::datagram_outcome`] tells.
+    /// Whether the engine has acted upon the last connect(): the local address is known, and what fails at once has
+    /// failed. For datagrams [`Self::datagram_outcome`] tells from then on.
     #[must_use]
     pub fn has_settled(&self, slot: u32) -> bool {
         let Ok(shared) = self.slot(slot) else { return true };
+        if !is_udp(shared.kind.load(Ordering::Relaxed)) {
+            let began = status::CONNECTING | status::CONNECTED | status::BROKEN | status::CLOSED;
+            return shared.status.load(Ordering::Acquire) & began != 0 || self.bury_if_dead(shared);
+        }
         let wanted = shared.options_version.load(Ordering::Relaxed);
         shared.seen_version.load(Ordering::Acquire) == wanted || self.bury_if_dead(shared)
     }
@@ -340,6 +354,34 @@ impl Session {
         shared.request.fetch_or(request::ABORT, Ordering::SeqCst);
         self.mark(shared, slot);
         Ok(())
+    }
+
+    /// Whether no other process has the socket open.
+    #[must_use]
+    pub fn is_only_holder(&self, slot: u32) -> bool {
+        let me = self.process() as usize;
+        let others = |(word, bits): (usize, u64)| {
+            let mine = if word == me / 64 { 1 << (me % 64) } else { 0 };
+            bits & !mine != 0
+        };
+        self.slot(slot).is_ok_and(|s| !s.holders.iter().map(|w| w.load(Ordering::SeqCst)).enumerate().any(others))
+    }
+
+    /// Whether the peer has acknowledged everything that was sent and the end of it, or the connection is over.
+    #[must_use]
+    pub fn has_delivered(&self, slot: u32) -> bool {
+        /// FIN-WAIT-2, TIME-WAIT and CLOSE: Linux's numbers.
+        const ACKNOWLEDGED: [u32; 3] = [5, 6, 7];
+        let Ok(shared) = self.slot(slot) else { return true };
+        let over = shared.status.load(Ordering::Acquire) & (status::BROKEN | status::CLOSED) != 0;
+        over || ACKNOWLEDGED.contains(&shared.tcp_state.load(Ordering::Relaxed)) || self.bury_if_dead(shared)
+    }
+
+    /// Leaves a pending error on a socket that a call of this program ended.
+    pub fn leave_error(&self, slot: u32, error: Errno) {
+        if let Ok(shared) = self.slot(slot) {
+            shared.error.store(error.raw_os_error() as u32, Ordering::Release);
+        }
     }
 
     /// Takes the pending error (SO_ERROR): an errno, 0 for none.

@@ -218,12 +218,18 @@ pub fn wait(
     outcome
 }
 
-/// Waits until the engine has acted upon the last connect() of the datagram socket in `slot`, which it does at once. No
+/// Waits until the engine has acted upon the last connect() of the socket in `slot`, which it does at once. No
 /// signal ends this.
 pub fn wait_settled(session: &Session, waiter: &Waiter, slot: u32) {
     let watch = |on| if on { waiter.watch(session, slot) } else { waiter.unwatch(session, slot) };
     // Without an error there is none to be had: no deadline, not interruptible.
     let _ = wait_for(session, waiter, &watch, &|| u32::from(session.has_settled(slot)), None, false);
+}
+
+/// Waits until `done`, until the deadline, or until a signal comes. `done` must change only with marks of `slot`.
+pub fn wait_done(session: &Session, waiter: &Waiter, slot: u32, done: &dyn Fn() -> bool, until: Deadline) {
+    let watch = |on| if on { waiter.watch(session, slot) } else { waiter.unwatch(session, slot) };
+    let _ = wait_for(session, waiter, &watch, &|| u32::from(done()), Some(until), true);
 }
 
 /// Waits until `look` finds something. `watch` turns watching on and off.

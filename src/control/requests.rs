@@ -227,8 +227,8 @@ impl Books {
         if protocol != Protocol::Tcp || new.reuse_address || new.reuse_port {
             return false;
         }
-        let address = new.address;
-        self.ask_all(|reply| Message::UsesPort { port, address, reply }).contains(&Some(true))
+        let at = ListenAddress { address: new.address, port, ipv4: new.ipv4, ipv6: new.ipv6 };
+        self.ask_all(|reply| Message::UsesPort { at, reply }).contains(&Some(true))
     }
 
     fn any_port(&mut self, protocol: Protocol, make: impl Fn() -> Binding) -> Result<(u16, Binding), Errno> {
@@ -383,7 +383,10 @@ impl Books {
             }
             let used = protocol == Protocol::Tcp
                 && self
-                    .ask_all(|reply| Message::UsesPort { port, address: None, reply })
+                    .ask_all(|reply| Message::UsesPort {
+                        at: ListenAddress { address: None, port, ipv4: true, ipv6: true },
+                        reply,
+                    })
                     .iter()
                     .any(|u| *u != Some(false));
             if used {

@@ -263,6 +263,19 @@ pub fn wait_settled(session: &Session, slot: u32) {
     });
 }
 
+/// Waits until `done`, `until` at the latest, or a signal. `done` changes when the engine marks `slot`.
+pub fn wait_for(session: &Session, slot: u32, done: &dyn Fn() -> bool, until: Deadline) {
+    with_waiter(session, |waiter| match waiter {
+        Some(waiter) => sidestep_client::wait_done(session, waiter, slot, done, until),
+        None => {
+            while !done() && now_ns() < until.0 {
+                let nap = rustix::event::Timespec { tv_sec: 0, tv_nsec: NAP_NS as _ };
+                let _ = rustix::event::poll(&mut [], Some(&nap));
+            }
+        }
+    });
+}
+
 /// A wait without an event queue.
 fn nap(session: &Session, slot: u32, interest: u32, deadline: Option<Deadline>) -> Result<u32, sidestep_client::Errno> {
     use sidestep_client::{POLLERR, POLLHUP};

@@ -6,13 +6,16 @@ use core::sync::atomic::Ordering;
 use crate::errno::{self, Errno};
 use crate::socket::{closed, install};
 use crate::table::{self, Entry};
-use crate::{engine, raw, real, stdio};
+use crate::{engine, memory, raw, real, socket, stdio};
 
 /// Before `fd` is closed: takes its entry out, so that whoever gets the number next starts afresh.
 pub fn leave(fd: c_int) {
     if let Some(entry) = table::take(fd) {
         if let Entry::Epoll(epoll) = entry {
             epoll.lost(fd);
+        }
+        if let Entry::Socket(socket) = entry {
+            socket::linger(socket);
         }
         closed(entry);
         stdio::changed(fd);
@@ -139,7 +142,11 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int
                 libc::TIOCOUTQ => session.queued_out(slot),
                 _ => session.not_sent(slot).unwrap_or(0) as usize,
             };
-            // SAFETY: the caller's word: both write an int.
+            if let Err(Errno(error)) = memory::writable(argument.cast(), size_of::<c_int>()) {
+                errno::set(error);
+                return -1;
+            }
+            // SAFETY: looked at; all write an int.
             unsafe { argument.cast::<c_int>().write_unaligned(bytes as c_int) };
             0
         }

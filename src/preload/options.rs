@@ -133,14 +133,15 @@ pub unsafe fn set(
     if of_other_family || level == libc::IPPROTO_TCP && socket.is_datagram() {
         return Err(Errno(libc::ENOPROTOOPT));
     }
-    let length = (len as usize).min(LONGEST_VALUE);
-    if value.is_null() && length > 0 {
-        return Err(Errno(libc::EFAULT));
+    if len > i32::MAX as socklen_t {
+        return Err(Errno(libc::EINVAL));
     }
-    let bytes = if value.is_null() {
+    let length = (len as usize).min(LONGEST_VALUE);
+    let bytes = if length == 0 {
         &[][..]
     } else {
-        // SAFETY: not null, and by the caller's word `len` bytes.
+        memory::readable(value.cast(), length)?;
+        // SAFETY: looked at.
         unsafe { core::slice::from_raw_parts(value.cast::<u8>(), length) }
     };
     if let Some(setting) = Setting::parse(level, name, bytes)? {
@@ -193,9 +194,22 @@ pub fn repeat(session: &Session, socket: &Socket, slot: u32) {
 }
 
 /// What a new connection has of its listener beside what the engine copies from slot to slot.
-pub fn inherit(listener: &Socket, to: &Socket) {
-    for (from, to) in [(&listener.receive_timeout, &to.receive_timeout), (&listener.send_timeout, &to.send_timeout)] {
-        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+pub fn inherit(listener: &Socket, to: &Socket, fd: c_int) {
+    let timeouts = [
+        (libc::SO_RCVTIMEO, &listener.receive_timeout, &to.receive_timeout),
+        (libc::SO_SNDTIMEO, &listener.send_timeout, &to.send_timeout),
+    ];
+    for (name, from, to) in timeouts {
+        let ns = from.load(Ordering::Relaxed);
+        if ns == 0 {
+            continue;
+        }
+        to.store(ns, Ordering::Relaxed);
+        // The placeholder answers when the program asks.
+        let time = libc::timeval { tv_sec: (ns / 1_000_000_000) as _, tv_usec: (ns % 1_000_000_000 / 1000) as _ };
+        let len = size_of::<libc::timeval>() as socklen_t;
+        // SAFETY: a whole structure.
+        unsafe { real::setsockopt(fd, libc::SOL_SOCKET, name, (&raw const time).cast(), len) };
     }
 }
 
@@ -216,14 +230,17 @@ pub unsafe fn get(
 ) -> Result<Option<()>, Errno> {
     let mut answer = [0; INFO_BYTES];
     // Some answers depend on how much is asked for.
-    // SAFETY: not null; the caller's word.
-    let asked = if len.is_null() { 0 } else { unsafe { len.read_unaligned() as usize } };
+    memory::writable(len.cast(), size_of::<socklen_t>())?;
+    // SAFETY: looked at.
+    let asked = unsafe { len.read_unaligned() as usize };
     let room = asked.min(answer.len());
     match session.getsockopt(slot, level, name, &mut answer[..room.max(4)]) {
         Ok(n) => {
             if (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR) && answer[..4] != [0; 4] {
                 socket.connecting.store(false, Ordering::Relaxed);
             }
+            // Options of IP that fit a byte are given as one to who has no room for an int.
+            let n = if level == libc::IPPROTO_IP && (1..4).contains(&asked) && answer[1..4] == [0; 3] { 1 } else { n };
             // SAFETY: the caller's word.
             unsafe { give_bytes(&answer[..n], value, len) }.map(Some)
         }

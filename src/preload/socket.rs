@@ -60,6 +60,8 @@ pub struct Socket {
     epoll: AtomicPtr<Epoll>,
     /// Several do.
     many: AtomicBool,
+    /// Pieces of a datagram that MSG_MORE keeps back, and where it goes.
+    pub corked: Mutex<Option<(Option<SocketAddr>, Vec<u8>)>>,
     /// Where it was bound, if it was.
     bound: Mutex<Option<SocketAddr>>,
 }
@@ -176,6 +178,7 @@ impl Socket {
             starved: AtomicU32::new(0),
             epoll: AtomicPtr::new(core::ptr::null_mut()),
             many: AtomicBool::new(false),
+            corked: Mutex::new(None),
             bound: Mutex::new(None),
         }
     }
@@ -248,6 +251,7 @@ impl Socket {
         self.receive_timeout.store(0, Ordering::Relaxed);
         self.send_timeout.store(0, Ordering::Relaxed);
         *lock(&self.bound) = None;
+        *lock(&self.corked) = None;
         lock(&POOL).free.push(self);
         drop(gate);
     }
@@ -483,7 +487,21 @@ pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option
     }
     socket.connecting.store(true, Ordering::Release);
     if socket.nonblock.load(Ordering::Relaxed) {
-        return Err(Errno(libc::EINPROGRESS));
+        // The engine does its part at once: then the socket has its name, and what fails without a packet has failed.
+        engine::wait_settled(session, slot);
+        return match session.connect_outcome(slot) {
+            // Linux says EINPROGRESS of a handshake even if it was faster than this call.
+            Ok(_) => Err(Errno(libc::EINPROGRESS)),
+            Err(error @ (sidestep_client::Errno::NETUNREACH | sidestep_client::Errno::ADDRNOTAVAIL)) => {
+                socket.connecting.store(false, Ordering::Release);
+                Err(failed(session, socket, error))
+            }
+            Err(error) => {
+                // For SO_ERROR to tell.
+                session.leave_error(slot, error);
+                Err(Errno(libc::EINPROGRESS))
+            }
+        };
     }
     loop {
         let timeout = socket.send_timeout.load(Ordering::Relaxed);
@@ -539,11 +557,23 @@ fn disconnect(session: &Session, socket: &'static Socket) -> Result<Done, Errno>
         );
         session.connect(slot, nowhere)?;
         engine::wait_settled(session, slot);
+    } else if session.connect_outcome(slot) == Ok(false) {
+        give_up(session, socket, slot)?;
     } else {
         session.abort(slot)?;
         socket.renew(session)?;
     }
     Ok(Done::Here)
+}
+
+/// Ends a handshake that is under way. As in Linux, ECONNRESET stays behind on a socket that can be used again.
+fn give_up(session: &Session, socket: &'static Socket, slot: u32) -> Result<(), Errno> {
+    session.abort(slot)?;
+    socket.connecting.store(false, Ordering::Release);
+    let fresh = socket.renew(session)?;
+    session.leave_error(fresh, sidestep_client::Errno::CONNRESET);
+    poke(socket);
+    Ok(())
 }
 
 /// accept4(2): the new descriptor and the peer.
@@ -583,7 +613,7 @@ pub fn accept(
                 let socket = Socket::new(listener.domain() == libc::AF_INET6, false, flags & libc::SOCK_NONBLOCK != 0);
                 socket.adopt_slot(taken);
                 drop(gate);
-                options::inherit(listener, socket);
+                options::inherit(listener, socket, fd);
                 if !install(fd, Entry::Socket(socket)) {
                     socket.unshare();
                 }
@@ -613,10 +643,31 @@ pub fn shutdown(session: &Session, socket: &'static Socket, slot: u32, how: c_in
         libc::SHUT_RDWR => (true, true),
         _ => return Err(Errno(libc::EINVAL)),
     };
+    if !socket.is_datagram() && session.connect_outcome(slot) == Ok(false) {
+        // Linux gives up a handshake that is under way, whichever half was meant: inet_shutdown().
+        return give_up(session, socket, slot);
+    }
     let outcome = session.shutdown(slot, read, write);
     // The engine has nothing to tell of what this process did itself.
     poke(socket);
     Ok(outcome?)
+}
+
+/// Before the last close(): with SO_LINGER and a time, waits until the peer has everything and the end of it, whatever
+/// O_NONBLOCK says (socket(7)). Not for a socket that others still hold, nor with bytes unread, which make a reset.
+pub fn linger(socket: &'static Socket) {
+    if socket.refs.load(Ordering::Acquire) != 1 || socket.is_datagram() {
+        return;
+    }
+    let (Some(session), Some(slot)) = (engine::session(), socket.claimed()) else { return };
+    let seconds = session.number(slot, sidestep_client::Number::Linger).saturating_sub(1);
+    let connected = session.remote_address(slot).is_some();
+    if seconds == 0 || !connected || !session.is_only_holder(slot) || session.queued_in(slot) > 0 {
+        return;
+    }
+    let _ = session.shutdown(slot, false, true);
+    let until = sidestep_client::Deadline(sidestep_client::now_ns().saturating_add(u64::from(seconds) * 1_000_000_000));
+    engine::wait_for(session, slot, &|| session.has_delivered(slot), until);
 }
 
 /// The socket's readiness changed by a call of this process: whoever waits for it must look.

@@ -7,18 +7,21 @@ use std::io::{IoSlice, IoSliceMut};
 
 use libc::iovec;
 use sidestep_client::shm::datagram::Header;
-use sidestep_client::{DatagramOptions, POLLIN, POLLOUT, Session};
+use sidestep_client::{DatagramOptions, POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, Session, now_ns};
 
 use crate::errno::{self, Errno};
 use crate::socket::Socket;
+use crate::table::lock;
 use crate::{engine, memory, real};
 
 /// Most pieces of one call: UIO_MAXIOV.
-const MOST_PIECES: usize = 1024;
+pub const MOST_PIECES: usize = 1024;
 /// Pieces that a call handles without allocating.
 const FEW_PIECES: usize = 16;
 /// Most bytes of one call: MAX_RW_COUNT.
 pub const MOST_BYTES: usize = 0x7fff_f000;
+/// Payload of the longest datagram over either family.
+const MOST_DATAGRAM: usize = 65_527;
 /// Bytes that a copying call (sendfile, splice) moves at a time.
 const COPY_BYTES: usize = 64 * 1024;
 
@@ -149,6 +152,9 @@ pub fn receive(
     let total: usize = bufs.iter().map(|b| b.len()).sum();
     let peek = flags & libc::MSG_PEEK != 0;
     let how = (POLLIN, may_wait(socket, flags));
+    if peek && flags & libc::MSG_WAITALL != 0 && how.1 {
+        wait_for_all(session, socket, slot, total)?;
+    }
     let mut done = 0;
     loop {
         let one = blocking(session, socket, how, || {
@@ -171,6 +177,37 @@ pub fn receive(
             }
             Err(_) if done > 0 => return Ok(done),
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// recv(2) with MSG_TRUNC on TCP: bytes are thrown away, and the buffer is not looked at.
+///
+/// # Errors
+/// Linux's.
+pub fn throw_away(session: &Session, socket: &Socket, slot: u32, len: usize, flags: c_int) -> Result<usize, Errno> {
+    blocking(session, socket, (POLLIN, may_wait(socket, flags)), || session.discard(slot, len))
+}
+
+/// Waits until `total` bytes can be looked at, no more can come, or the ring is as full as it gets.
+fn wait_for_all(session: &Session, socket: &Socket, slot: u32, total: usize) -> Result<(), Errno> {
+    let timeout = socket.receive_timeout.load(Ordering::Relaxed);
+    let start = now_ns();
+    loop {
+        let over = session.readiness(slot) & (POLLRDHUP | POLLERR | POLLHUP) != 0;
+        let queued = session.queued_in(slot);
+        if over || queued >= total.min(session.region().geometry().rx_bytes as usize / 2) {
+            return Ok(());
+        }
+        if timeout > 0 && now_ns() - start >= timeout {
+            return Ok(());
+        }
+        // Nothing wakes for "more": looked at now and then. Programs hardly ever ask for this.
+        if queued > 0 {
+            rustix::event::poll(&mut [], Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: engine::NAP_NS as _ }))
+                .map_err(Errno::from)?;
+        } else if !engine::wait(session, socket, POLLIN, timeout)? {
+            return Ok(());
         }
     }
 }
@@ -242,9 +279,6 @@ pub fn receive_datagram(
     bufs: &mut [IoSliceMut<'_>],
     flags: c_int,
 ) -> Result<(usize, Header), Errno> {
-    if flags & libc::MSG_OOB != 0 {
-        return Err(Errno(libc::EOPNOTSUPP));
-    }
     if flags & libc::MSG_ERRQUEUE != 0 {
         return Err(errno::AGAIN);
     }
@@ -278,6 +312,26 @@ pub fn send_datagram(
         return Err(Errno(libc::ENETUNREACH));
     }
     let how = (POLLOUT, may_wait(socket, flags));
+    let mut corked = lock(&socket.corked);
+    if flags & libc::MSG_MORE != 0 || corked.is_some() {
+        // The first piece says where the whole goes.
+        let (to, bytes) = corked.get_or_insert_with(|| (to, Vec::new()));
+        bufs.iter().for_each(|piece| bytes.extend_from_slice(piece));
+        let len = bufs.iter().map(|b| b.len()).sum();
+        if bytes.len() > MOST_DATAGRAM {
+            *corked = None;
+            return Err(Errno(libc::EMSGSIZE));
+        }
+        if flags & libc::MSG_MORE != 0 {
+            return Ok(len);
+        }
+        let (to, bytes) = (*to, core::mem::take(bytes));
+        *corked = None;
+        drop(corked);
+        return blocking(session, socket, how, || session.send_datagram(slot, &[IoSlice::new(&bytes)], to, extra))
+            .map(|_| len);
+    }
+    drop(corked);
     let outcome = blocking(session, socket, how, || session.send_datagram(slot, bufs, to, extra));
     if outcome == Err(errno::AGAIN) {
         socket.starved.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +373,8 @@ pub unsafe fn send_file(
         return Err(Errno(if bad { libc::EBADF } else { libc::EINVAL }));
     }
     let len = len.min(MOST_BYTES);
-    let mut buffer: Vec<u8> = Vec::with_capacity(COPY_BYTES.min(len));
+    let piece = if socket.is_datagram() { COPY_BYTES / 2 } else { COPY_BYTES };
+    let mut buffer: Vec<u8> = Vec::with_capacity(piece.min(len));
     let mut done = 0;
     let mut outcome = Ok(());
     while done < len {
@@ -343,7 +398,13 @@ pub unsafe fn send_file(
         unsafe { buffer.set_len(got as usize) };
         // More follows unless this is the end of what was asked for, as the kernel's sendfile tells TCP.
         let more = if done + (got as usize) < len { libc::MSG_MORE } else { 0 };
-        match send(session, socket, slot, &mut [IoSlice::new(&buffer)], more) {
+        // What is read at a time makes a datagram.
+        let sent = if socket.is_datagram() {
+            send_datagram(session, socket, slot, &[IoSlice::new(&buffer)], 0, (None, &DatagramOptions::default()))
+        } else {
+            send(session, socket, slot, &mut [IoSlice::new(&buffer)], more)
+        };
+        match sent {
             Ok(sent) => {
                 done += sent;
                 if sent < got as usize {
@@ -380,16 +441,28 @@ pub fn splice_in(
     len: usize,
     flags: u32,
 ) -> Result<usize, Errno> {
+    if len == 0 {
+        return Ok(0);
+    }
+    if flags & libc::SPLICE_F_NONBLOCK != 0 && !is_ready(to, libc::POLLOUT) {
+        return Err(errno::AGAIN);
+    }
     let mut buffer = vec![0; COPY_BYTES.min(len)];
-    let wait = if flags & libc::SPLICE_F_NONBLOCK != 0 { libc::MSG_DONTWAIT } else { 0 };
-    // Looked at first and taken after the pipe took it, so that a full pipe loses nothing.
-    let got = receive(session, socket, slot, &mut [IoSliceMut::new(&mut buffer)], wait | libc::MSG_PEEK)?;
+    // SPLICE_F_NONBLOCK is the pipe's: a socket waits or not as its own flag says. Looked at first and taken after the pipe took it, so that a full pipe loses nothing.
+    let got = receive(session, socket, slot, &mut [IoSliceMut::new(&mut buffer)], libc::MSG_PEEK)?;
     // SAFETY: `got` bytes of the buffer.
     let put = unsafe { real::write(to, buffer.as_ptr().cast::<c_void>(), got) };
     if put < 0 {
         return Err(Errno(errno::get()));
     }
     Ok(session.discard(slot, put as usize)?)
+}
+
+/// Whether a pipe is ready now, or never will be.
+fn is_ready(pipe: c_int, events: i16) -> bool {
+    let mut one = libc::pollfd { fd: pipe, events, revents: 0 };
+    // SAFETY: one member.
+    unsafe { real::poll(&raw mut one, 1, 0) != 0 }
 }
 
 /// splice(2) from the pipe `from` into a slot.
@@ -404,12 +477,18 @@ pub fn splice_out(
     len: usize,
     flags: u32,
 ) -> Result<usize, Errno> {
-    let wait = flags & libc::SPLICE_F_NONBLOCK == 0 && may_wait(socket, 0);
+    if len == 0 {
+        return Ok(0);
+    }
+    let wait = may_wait(socket, 0);
     while session.send_room(slot) == 0 {
         if !wait || !engine::wait(session, socket, POLLOUT, socket.send_timeout.load(Ordering::Relaxed))? {
             socket.starved.fetch_add(1, Ordering::Relaxed);
             return Err(errno::AGAIN);
         }
+    }
+    if flags & libc::SPLICE_F_NONBLOCK != 0 && !is_ready(from, libc::POLLIN) {
+        return Err(errno::AGAIN);
     }
     let mut buffer = vec![0; COPY_BYTES.min(len).min(session.send_room(slot))];
     // SAFETY: the buffer's own length.

@@ -60,11 +60,12 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                     let _ = reply.send(self.apps.open_datagram(&mut self.stack, group, slot, at, reuse));
                 }
                 Message::Neighbor(update) => self.stack.neighbor_update(now, update),
-                Message::UsesPort { port, address, reply } => {
+                Message::UsesPort { at, reply } => {
                     let mut used = false;
                     self.stack.tcp_for_each(&mut |_, _, info| {
-                        let here = address.is_none_or(|a| a == info.local.ip());
-                        used |= info.local.port() == port && here && info.state != TcpState::Listen;
+                        let family = if info.local.is_ipv4() { at.ipv4 } else { at.ipv6 };
+                        let here = family && at.address.is_none_or(|a| a == info.local.ip());
+                        used |= info.local.port() == at.port && here && info.state != TcpState::Listen;
                     });
                     let _ = reply.send(used);
                 }

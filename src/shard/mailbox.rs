@@ -87,10 +87,9 @@ pub enum Message {
         reply: SyncSender<Result<(), Error>>,
     },
     Neighbor(NeighborUpdate),
-    /// Whether any connection, TIME-WAIT included, has this local port (at `address`, if one is given).
+    /// Whether any connection, TIME-WAIT included, has a local address that `at` covers.
     UsesPort {
-        port: u16,
-        address: Option<std::net::IpAddr>,
+        at: ListenAddress,
         reply: SyncSender<bool>,
     },
     /// TCP_INFO of a socket, as Linux's structure. None: the stack has it no more.

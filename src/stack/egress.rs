@@ -2,7 +2,7 @@
 
 use crate::ethernet::{self, HEADER, Kind};
 use crate::fragment::cut;
-use crate::ip::{Cut, Datagram, Header, MAX_PACKET, TCP, UDP, emit_header, header_len};
+use crate::ip::{Cut, DEFAULT_TTL, Datagram, Header, MAX_PACKET, TCP, UDP, emit_header, header_len};
 use crate::neighbor::Lookup;
 use crate::outbox::Reply;
 use crate::stack::context;
@@ -222,7 +222,8 @@ impl Stack {
     /// Gives a packet to ourselves, at once: what comes of it waits in queues, so this goes no deeper.
     fn loop_back(&mut self, now: Instant, header: &Header, payload: &[u8], host: &mut dyn Host) {
         self.counters.loopback += 1;
-        let d = Datagram { header: *header, group: false, loopback: true, original: &[] };
+        let ttl = if header.ttl == 0 { DEFAULT_TTL } else { header.ttl };
+        let d = Datagram { header: Header { ttl, ..*header }, group: false, loopback: true, original: &[] };
         let unknown = if self.shared { Unknown::Report } else { Unknown::Answer };
         let verdict = self.deliver(now, &d, payload, host, unknown);
         self.keep_stray(header, payload, verdict);

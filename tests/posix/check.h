@@ -65,11 +65,11 @@ static int check_count;
 static const char *now_running = "";
 
 #define CHECK(function)                                                                                                \
-    static void function(void);                                                                                        \
+    static void check_##function(void);                                                                                \
     __attribute__((constructor)) static void register_##function(void) {                                               \
-        checks[check_count++] = (struct check){#function, function};                                                   \
+        checks[check_count++] = (struct check){#function, check_##function};                                           \
     }                                                                                                                  \
-    static void function(void)
+    static void check_##function(void)
 
 // ---- lines ---------------------------------------------------------------------------------------------------------
 

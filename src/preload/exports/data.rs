@@ -148,6 +148,9 @@ export! {
     /// recv(2).
     fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
         let Some((session, socket, slot)) = ours(fd) else { return real::recv(fd, buffer, len, flags) };
+        if flags & (libc::MSG_TRUNC | libc::MSG_PEEK) == libc::MSG_TRUNC && !socket.is_datagram() {
+            return guard(|| transfer::throw_away(session, socket, slot, len, flags).map(|n| n as ssize_t));
+        }
         guard(|| receive_any(session, socket, slot, &mut [IoSliceMut::new(target(buffer, len)?)], flags))
     }
 
@@ -220,9 +223,6 @@ export! {
         }
         let Some((session, socket, slot)) = ours(to) else { return real::sendfile(to, from, offset, len) };
         guard(|| {
-            if socket.is_datagram() {
-                return Err(Errno(libc::EINVAL));
-            }
             transfer::send_file(session, socket, slot, from, offset, len).map(|n| n as ssize_t)
         })
     }
@@ -237,15 +237,11 @@ export! {
         match (ours(from), ours(to)) {
             (None, None) => real::splice(from, from_at, to, to_at, len, flags),
             (Some((session, socket, slot)), None) if !socket.is_datagram() => guard(|| {
-                if !from_at.is_null() {
-                    return Err(Errno(libc::ESPIPE));
-                }
+                splice_offsets(from_at, to_at)?;
                 transfer::splice_in(session, socket, slot, to, len, flags).map(|n| n as ssize_t)
             }),
             (None, Some((session, socket, slot))) if !socket.is_datagram() => guard(|| {
-                if !to_at.is_null() {
-                    return Err(Errno(libc::ESPIPE));
-                }
+                splice_offsets(to_at, from_at)?;
                 transfer::splice_out(session, socket, slot, from, len, flags).map(|n| n as ssize_t)
             }),
             _ => {
@@ -294,6 +290,15 @@ export! {
     /// Alias of send in the C library.
     fn __send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
         send(fd, buffer, len, flags)
+    }
+}
+
+/// splice(2): neither a pipe nor a socket has positions, and Linux has an error for each.
+fn splice_offsets(of_socket: *mut i64, of_pipe: *mut i64) -> Result<(), Errno> {
+    match (of_socket.is_null(), of_pipe.is_null()) {
+        (_, false) => Err(Errno(libc::ESPIPE)),
+        (false, true) => Err(Errno(libc::EINVAL)),
+        (true, true) => Ok(()),
     }
 }
 

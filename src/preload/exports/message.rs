@@ -29,15 +29,18 @@ unsafe fn send_message(
     memory::readable(message.cast(), size_of::<msghdr>())?;
     // SAFETY: looked at.
     let m = unsafe { message.read_unaligned() };
+    if m.msg_iovlen > transfer::MOST_PIECES {
+        return Err(Errno(libc::EMSGSIZE));
+    }
     let datagram = socket.is_datagram();
     // SAFETY: as above.
     let to = if datagram { unsafe { destination(socket, m.msg_name.cast(), m.msg_namelen)? } } else { None };
     let Some(slot) = slot_to_send(session, socket, fd, to)? else { return Ok(KERNEL) };
+    let extra = send_options(&m, datagram)?;
     // SAFETY: as above.
     unsafe {
         transfer::sources(m.msg_iov, m.msg_iovlen, |bufs| {
             let sent = if datagram {
-                let extra = send_options(&m)?;
                 transfer::send_datagram(session, socket, slot, bufs, flags, (to, &extra))
             } else {
                 transfer::send(session, socket, slot, bufs, flags)
@@ -60,6 +63,9 @@ unsafe fn receive_message(
     // SAFETY: looked at.
     let mut m = unsafe { message.read_unaligned() };
     let pieces = m.msg_iovlen;
+    if pieces > transfer::MOST_PIECES {
+        return Err(Errno(libc::EMSGSIZE));
+    }
     m.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
     let got;
     if socket.is_datagram() {
@@ -111,38 +117,56 @@ unsafe fn receive_message(
     Ok(got as ssize_t)
 }
 
-/// What the control messages of a datagram ask for.
+/// What the control messages of a datagram ask for; of TCP's, whether Linux would take them.
 ///
-/// # Safety
-/// As sendmsg.
-unsafe fn send_options(m: &msghdr) -> Result<DatagramOptions, Errno> {
+/// # Errors
+/// EINVAL: a message that isn't known, of the wrong length or out of range: ip_cmsg_send(), __sock_cmsg_send(). EFAULT.
+fn send_options(m: &msghdr, datagram: bool) -> Result<DatagramOptions, Errno> {
     let mut options = DatagramOptions::default();
-    // SAFETY: the macros stay inside msg_controllen, which is the caller's word.
+    if m.msg_controllen == 0 {
+        return Ok(options);
+    }
+    memory::readable(m.msg_control.cast(), m.msg_controllen)?;
+    let invalid = Err(Errno(libc::EINVAL));
+    // SAFETY: the macros stay inside msg_controllen, which was looked at.
     unsafe {
-        let mut c = if m.msg_control.is_null() { core::ptr::null_mut() } else { libc::CMSG_FIRSTHDR(m) };
+        let mut c = libc::CMSG_FIRSTHDR(m);
         while let Some(head) = c.as_ref() {
-            let (data, len) = (libc::CMSG_DATA(c), head.cmsg_len);
-            let holds = |bytes: usize| len >= libc::CMSG_LEN(bytes as u32) as usize;
+            let at = c as usize - m.msg_control as usize;
+            if head.cmsg_len < libc::CMSG_LEN(0) as usize || head.cmsg_len > m.msg_controllen - at {
+                return invalid;
+            }
+            let data = libc::CMSG_DATA(c);
+            let is = |bytes: usize| head.cmsg_len == libc::CMSG_LEN(bytes as u32) as usize;
+            let int = || data.cast::<c_int>().read_unaligned();
             match (head.cmsg_level, head.cmsg_type) {
-                (libc::IPPROTO_IP, libc::IP_PKTINFO) if holds(size_of::<libc::in_pktinfo>()) => {
+                (libc::SOL_SOCKET, libc::SCM_RIGHTS | libc::SCM_CREDENTIALS) => {}
+                (libc::SOL_SOCKET, libc::SO_TIMESTAMPING | libc::SCM_TXTIME) => {}
+                (libc::SOL_SOCKET, _) => return invalid,
+                _ if !datagram => {}
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) if is(size_of::<libc::in_pktinfo>()) => {
                     let info = data.cast::<libc::in_pktinfo>().read_unaligned();
                     let source = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
                     options.local = (!source.is_unspecified()).then_some(IpAddr::V4(source));
                 }
-                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if holds(size_of::<libc::in6_pktinfo>()) => {
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if is(size_of::<libc::in6_pktinfo>()) => {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
                     let source = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                     options.local = (!source.is_unspecified()).then_some(IpAddr::V6(source));
                 }
-                (libc::IPPROTO_IP, libc::IP_TOS) if holds(1) => options.tos = Some(*data),
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if holds(4) => {
-                    options.tos = Some(data.cast::<c_int>().read_unaligned() as u8);
+                (libc::IPPROTO_IP, libc::IP_TOS) if is(1) => options.tos = Some(*data),
+                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+                    if is(4) && (0..=255).contains(&int()) =>
+                {
+                    options.tos = Some(int() as u8);
                 }
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) if holds(4) => {
-                    options.ttl = Some(data.cast::<c_int>().read_unaligned() as u8);
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
+                    if is(4) && (1..=255).contains(&int()) =>
+                {
+                    options.ttl = Some(int() as u8);
                 }
                 // UDP_SEGMENT: one call, many datagrams.
-                (libc::SOL_UDP, _) => return Err(Errno(libc::EINVAL)),
+                (libc::IPPROTO_IP | libc::IPPROTO_IPV6 | libc::SOL_UDP, _) => return invalid,
                 _ => {}
             }
             c = libc::CMSG_NXTHDR(m, c);
@@ -307,7 +331,13 @@ export! {
             return got;
         }
         // As in Linux, the time is only looked at after each datagram: recvmmsg(2), BUGS.
-        let until = timeout.as_ref().map(|t| now_ns() + t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64);
+        let until = match super::wait::timeout(timeout) {
+            Ok(timeout) => timeout.map(|t| now_ns().saturating_add(t)),
+            Err(Errno(error)) => {
+                crate::errno::set(error);
+                return -1;
+            }
+        };
         let mut flags_now = flags & !libc::MSG_WAITFORONE;
         let mut done = 0;
         for i in 0..count.min(1024) as usize {

@@ -15,7 +15,7 @@ use crate::{engine, epoll, memory, real};
 ///
 /// # Safety
 /// `time` is null or valid.
-unsafe fn timeout(time: *const timespec) -> Result<Option<u64>, Errno> {
+pub(super) unsafe fn timeout(time: *const timespec) -> Result<Option<u64>, Errno> {
     if time.is_null() {
         return Ok(None);
     }
@@ -255,6 +255,10 @@ export! {
                 let out = core::slice::from_raw_parts_mut(events, count as usize);
                 epoll.wait(epfd, out, milliseconds(timeout_ms), mask).map(|n| n as c_int)
             }),
+            Some(Entry::Epoll(epoll)) if count > 0 && epoll.has_ready() => {
+                crate::errno::set(libc::EFAULT);
+                -1
+            }
             _ => real::epoll_pwait(epfd, events, count, timeout_ms, mask),
         }
     }

@@ -38,7 +38,10 @@ macro_rules! programs {
     };
 }
 
-programs! { tcp, udp, poll, epoll }
+programs! {
+    tcp, udp, connecting, families, options, flags, messages, pointers, copying, descriptors, poll, epoll, sharing, signals,
+    threads, process,
+}
 
 fn sources() -> PathBuf {
     repository().join("tests/posix")

@@ -194,7 +194,7 @@ impl Udp {
         };
         let best = list.iter().filter_map(|&i| score(i)).max()?;
         let equals = list.iter().copied().filter(|&i| score(i) == Some(best));
-        let latest = equals.clone().last()?;
+        let latest = equals.clone().next_back()?;
         let shares = |index: u32| self.sockets.get(index as usize).is_some_and(|s| s.as_ref().is_some_and(|s| s.reuse));
         if !shares(latest) {
             return self.id(latest);

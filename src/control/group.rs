@@ -150,6 +150,15 @@ impl Group {
         self.bound.get(slot as usize).is_some_and(|b| b.load(Ordering::Acquire))
     }
 
+    /// The pages of a slot's own rings go back to the machine.
+    pub fn give_rings_back(&self, slot: u32) {
+        let g = self.region().geometry();
+        if slot < g.slots() {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = fallocate(&self.memfd, punch, g.rx_at(slot), u64::from(g.rx_bytes) + u64::from(g.tx_bytes));
+        }
+    }
+
     /// The pages of a block of the pool go back to the machine.
     pub fn give_pages_back(&self, block: u32) {
         if let Some((at, bytes)) = self.region().geometry().block(block) {

@@ -243,6 +243,24 @@ fn buffers_grow_with_the_path() {
     let held = pools(&pair);
     assert!(held.iter().all(|bytes| (1 << 20..64 << 20).contains(bytes)), "{held:?}");
 
+    // Idle for some seconds: the pages go back, and the stream goes on where it was.
+    for _ in 0..20 {
+        let until = pair.after(200);
+        pair.run(until);
+        // An engine's thread turns for its signs of life, too.
+        pair.hosts.iter().for_each(|host| assert!(host.turn().is_idle()));
+    }
+    let emptied =
+        |pair: &Pair| [0, 1].map(|host: usize| lock(&pair.hosts[host].shards[0]).report().apps.buffers_emptied);
+    assert_eq!(emptied(&pair), [1, 1]);
+    assert_eq!(pools(&pair), held, "addresses stay");
+    let piece: Vec<u8> = (0..60_000).map(byte).collect();
+    assert_eq!(send(&client, socket, &piece), Ok(60_000));
+    let until = pair.after(300);
+    pair.run(until);
+    assert_eq!(receive(&server, accepted).unwrap(), piece);
+    let total = total + 60_000;
+
     // What getsockopt(TCP_INFO) gives: through the engine, as it is now.
     let info = client.tcp_info(socket).unwrap();
     let word = |at: usize| u32::from_ne_bytes(*info[at..].first_chunk().unwrap());

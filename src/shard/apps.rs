@@ -80,7 +80,12 @@ pub(super) struct StreamSocket {
     pub queued: Option<(u32, u64)>,
     /// What the transmit buffer should hold, as the program was told, and the most that the pool was asked for.
     pub tx_limit: u32,
-    pub tx_asked: u32,
+    /// A power of two.
+    pub tx_asked: u8,
+    /// How far both streams were when this was looked at last, folded, and when its pages were given back last, in
+    /// units of 32 KiB: see `Apps::sweep`.
+    pub seen: u8,
+    pub emptied_at: u16,
     /// None: the slot's own rings.
     pub buffers: Option<Box<Buffers>>,
 }
@@ -120,6 +125,8 @@ pub struct Apps {
     /// Event queues that sleep and have something to see: rung once the turn's state is written.
     pub(super) to_ring: Vec<Arc<OwnedFd>>,
     sleeper: Option<Sleeper>,
+    /// The socket that was looked at last for pages to give back.
+    pub(super) swept: usize,
     pub(super) counters: AppCounters,
     pub(super) latency: Profile,
 }
@@ -139,6 +146,8 @@ pub struct AppCounters {
     /// Stream buffers that became larger, and that could not for want of memory in the pool.
     pub buffers_grown: u64,
     pub buffers_refused: u64,
+    /// Buffers of idle connections whose pages went back to the machine.
+    pub buffers_emptied: u64,
     pub sockets_opened: u64,
     pub sockets_closed: u64,
 }
@@ -164,6 +173,7 @@ impl Apps {
             vacant: Vec::new(),
             to_ring: Vec::new(),
             sleeper: None,
+            swept: 0,
             counters: AppCounters::default(),
             latency: Profile::default(),
         }

@@ -7,11 +7,19 @@ use std::sync::atomic::Ordering;
 
 use sidestep_shm::split::{map, unmap};
 use sidestep_shm::stream::Ring;
-use sidestep_shm::{Region, Slot, Split};
+use sidestep_shm::{Region, Slot, Split, lock};
+use sidestep_stack::Stack;
 
 use super::apps::{Apps, Kind, Socket, StreamSocket};
 use super::pool::Pool;
 use crate::control::group::Group;
+
+/// Sockets looked at in one sweep; eight a second.
+const SWEEP: usize = 128;
+/// Pages go back when this much (as a power of two) went through a connection since the last time.
+const WORTH_SHIFT: u32 = 15;
+/// Who has a slot's lock while the engine does: no process has this number.
+const LOCKED_BY_ENGINE: u32 = sidestep_shm::layout::MAX_PROCESSES;
 
 /// A stream grows by this factor at least, so that it seldom does.
 const GROWTH: u32 = 4;
@@ -139,8 +147,8 @@ impl Apps {
                 // It has not taken the last one yet.
                 return;
             }
-            if bytes > s.tx_asked {
-                s.tx_asked = bytes;
+            if u64::from(bytes) > 1 << s.tx_asked {
+                s.tx_asked = bytes.next_power_of_two().trailing_zeros() as u8;
                 if let Some(block) = view.pool.take_for(bytes, holds) {
                     s.buffers.get_or_insert_default().tx_offer = block;
                     shared.tx_offer.store(block, Ordering::Release);
@@ -168,6 +176,44 @@ impl Apps {
         for block in passed.into_iter().flatten() {
             give_back(&mut view.pool, &view.group, block);
         }
+    }
+
+    /// Gives back the pages of connections that have become idle: some at a time, often enough.
+    pub(super) fn sweep(&mut self, stack: &Stack) {
+        for _ in 0..SWEEP.min(self.sockets.len()) {
+            self.swept = (self.swept + 1) % self.sockets.len();
+            if self.empty_if_idle(stack, self.swept).is_some() {
+                self.counters.buffers_emptied += 1;
+            }
+        }
+    }
+
+    /// None: it isn't idle, or has no pages that are worth a system call.
+    fn empty_if_idle(&mut self, stack: &Stack, index: usize) -> Option<()> {
+        let Socket { group, slot, kind: Kind::Stream(s), .. } = self.sockets.get_mut(index)?.as_mut()? else {
+            return None;
+        };
+        let moved = s.rx_tail.wrapping_add(s.tx_tail);
+        let folded = moved.to_le_bytes().iter().fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(*byte));
+        let mark = (moved >> WORTH_SHIFT) as u16;
+        if std::mem::replace(&mut s.seen, folded) != folded || s.emptied_at == mark || !stack.tcp_is_quiet(s.id?) {
+            return None;
+        }
+        let view = self.views.get(*group as usize)?.as_ref()?;
+        let shared = view.group.region().slot(*slot)?;
+        // Reading is over when its end is published. Writing is only when nobody has the lock: bytes come before the
+        // position that tells of them.
+        if shared.rx_head.load(Ordering::Acquire) != s.rx_tail || !lock::try_lock(&shared.tx_lock, LOCKED_BY_ENGINE) {
+            return None;
+        }
+        let empty = shared.tx_tail.load(Ordering::Acquire) == s.tx_head;
+        if empty {
+            view.group.give_rings_back(*slot);
+            s.buffers.iter().flat_map(|b| b.blocks()).for_each(|block| view.group.give_pages_back(block));
+            s.emptied_at = mark;
+        }
+        lock::unlock(&shared.tx_lock);
+        empty.then_some(())
     }
 
     /// A stream is gone, and nobody reads what it left.

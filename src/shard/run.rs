@@ -231,6 +231,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             // Four beats fit into the time after which anyone would worry.
             self.next_beat = now + Duration::from_nanos(HEARTBEAT_EVERY_NS / 2);
             (self.heartbeat)(now);
+            self.apps.sweep(&self.stack);
             if self.number == 0 {
                 self.apps.beat(now);
             }

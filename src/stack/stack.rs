@@ -350,6 +350,13 @@ impl Stack {
         self.tcp.info(id, self.now)
     }
 
+    /// Whether neither direction of a connection has bytes that are under way, here or in the network: whatever its
+    /// program has read and written is all there is.
+    #[must_use]
+    pub fn tcp_is_quiet(&self, id: SocketId) -> bool {
+        self.tcp.is_quiet(id)
+    }
+
     /// Calls `f` for every connection and listener.
     pub fn tcp_for_each(&self, f: &mut dyn FnMut(Token, SocketId, TcpInfo)) {
         self.tcp.for_each(self.now, f);

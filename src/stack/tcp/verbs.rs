@@ -195,6 +195,13 @@ impl Tcp {
         info.ok_or(Error::NoSuchSocket)
     }
 
+    pub fn is_quiet(&self, id: SocketId) -> bool {
+        let current = self.connections.is_current(id.index, id.generation);
+        self.connections
+            .get(id.index)
+            .is_some_and(|c| current && c.board.is_empty() && c.assembler.is_empty() && c.una >= c.tail)
+    }
+
     /// Shows everything there is: listeners, connections, TIME-WAIT. Records that nobody owns have `u64::MAX` as token.
     pub fn for_each(&self, now: Instant, f: &mut dyn FnMut(Token, SocketId, TcpInfo)) {
         for (index, generation, listener) in self.listeners.iter() {

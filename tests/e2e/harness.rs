@@ -49,6 +49,14 @@ pub struct Tally {
     pub skipped: u32,
 }
 
+/// Whether figures that should be equal, ascending, differ so much that others use the machine: then a comparison with
+/// them says nothing.
+#[must_use]
+pub fn uneven(figures: &[f64]) -> bool {
+    let (Some(least), Some(most)) = (figures.first(), figures.last()) else { return true };
+    *most > 1.4 * least
+}
+
 /// Runs all `cases` that the filter lets through.
 #[must_use]
 pub fn run_all(cases: &[Case], options: &Options) -> Tally {

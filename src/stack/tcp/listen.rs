@@ -207,6 +207,11 @@ impl Tcp {
         let full = listener.half_open >= listener.backlog.max(1) || self.half_open.len() >= self.limits.half_open;
         if full || self.config.always_cookies {
             cx.counters.drop_backlog += u64::from(full);
+            let id = hash ^ u64::from(segment.seq).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            if !self.gate.admit(cx.now, id) {
+                cx.counters.drop_rate_limited += 1;
+                return;
+            }
             self.cookies_sent_at = Some(cx.now);
             if !half_open.timestamps {
                 // Without a timestamp nothing brings them back: what we can't remember must not be agreed on.

@@ -21,6 +21,7 @@ pub mod congestion;
 mod connection;
 mod ecn;
 mod flow;
+mod gate;
 mod info;
 mod input;
 mod isn;
@@ -178,6 +179,7 @@ pub(crate) struct Tcp {
     deferred: BTreeMap<IpAddr, Vec<ReadyId>>,
     events: VecDeque<Pending>,
     cookies_sent_at: Option<Instant>,
+    gate: gate::Gate,
     /// For answers to segments of no connection.
     replies: Bucket,
     /// What sockets were last given: most have the same.
@@ -219,6 +221,7 @@ impl Tcp {
             deferred: BTreeMap::new(),
             events: VecDeque::new(),
             cookies_sent_at: None,
+            gate: gate::Gate::new(),
             replies: Bucket::new(limits.replies_per_second),
             options: Arc::default(),
             closed: 0,

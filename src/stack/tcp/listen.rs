@@ -261,27 +261,25 @@ impl Tcp {
         let older = segment.timestamps.is_some_and(|t| {
             half_open.timestamps && half_open.timestamp_recent.wrapping_sub(t.value).cast_signed() > 0
         });
-        let window = half_open
-            .opening(
-                &self.config,
-                listener,
-                own_mss(half_open.key.local, cx.mtu_to(half_open.key.remote, listener.rx_capacity), &listener.options),
-            )
-            .window;
+        let mss =
+            own_mss(half_open.key.local, cx.mtu_to(half_open.key.remote, listener.rx_capacity), &listener.options);
+        let opening = half_open.opening(&self.config, listener, mss);
+        let window = opening.window;
         let outside = offset >= window.max(1);
         let reset = segment.has(RST);
         if reset && outside {
             return;
         }
         if segment.has(SYN) || older || outside || reset {
-            // RFC 9293 3.10.7.4, first: an ACK that says where we are.
+            // RFC 9293 3.10.7.4, first: an ACK that says where we are. Only the window of a SYN isn't scaled (RFC 7323 2.2).
+            let scaled = u32::from(half_open.scale) != COOKIE_NO_SCALE && self.config.window_scaling;
             let header = Header {
                 source_port: half_open.key.local_port,
                 destination_port: half_open.key.remote_port,
                 seq: half_open.iss.wrapping_add(1),
                 ack: half_open.irs.wrapping_add(1),
                 flags: ACK,
-                window: window as u16,
+                window: (window >> if scaled { opening.scale } else { 0 }) as u16,
                 timestamps: half_open.timestamps.then_some((timestamp, half_open.timestamp_recent)),
                 ..Header::default()
             };

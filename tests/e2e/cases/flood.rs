@@ -72,7 +72,7 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
         let after = total(&engine.stats()?, "drop_backlog").unwrap_or(0);
         rates.push((after - before) as f64 / begin.elapsed().as_secs_f64());
         offered.push((sent(&flooder) - sent_before) as f64 / begin.elapsed().as_secs_f64());
-        ensure!(after > before, "no cookie was sent: the flood did not arrive; {}", flooder.stdout());
+        ensure!(after > before, "the backlog never was full: the flood did not arrive; {}", flooder.stdout());
         ensure!(engine.program.runs(), "the engine ended: {}", engine.program.stderr());
     }
     for numbers in [&mut quiet, &mut flooded, &mut rates, &mut offered] {
@@ -83,7 +83,7 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
     settled(&engine)?;
     engine.stop()?;
     let figure = format!(
-        "{:.0} SYNs/s sent, {:.0} answered with a cookie; requests/s {:.0} quiet, {:.0} flooded: {:.0} % kept; {opened} new clients, \
+        "{:.0} SYNs/s sent, {:.0} beyond the backlog; requests/s {:.0} quiet, {:.0} flooded: {:.0} % kept; {opened} new clients, \
          slowest {:.0} ms",
         offered[middle],
         rates[middle],
@@ -93,7 +93,9 @@ fn syn_flood(options: &Options) -> Result<Verdict> {
         slowest.as_secs_f64() * 1e3
     );
     if kept < KEEP && uneven(&quiet) {
-        return Ok(Verdict::Skipped(format!("the machine is too busy to tell: quiet {quiet:.0?} requests/s, {figure}")));
+        return Ok(Verdict::Skipped(format!(
+            "the machine is too busy to tell: quiet {quiet:.0?} requests/s, {figure}"
+        )));
     }
     ensure!(kept >= KEEP, "{figure}; all: quiet {quiet:.0?}, flooded {flooded:.0?}");
     Ok(Verdict::Figure(figure))

@@ -110,7 +110,9 @@ fn senders(options: &Options) -> Result<Verdict> {
         format!("Gbit/s with 1 % of data segments dropped, Sidestep {ours:.2}, Linux {theirs:.2}: {ratio:.2} times");
     engine_is_well(engine)?;
     if ratio < 0.85 && uneven(&linux) {
-        return Ok(Verdict::Skipped(format!("the machine is too busy to tell: Linux alone {linux:.2?} Gbit/s, {figure}")));
+        return Ok(Verdict::Skipped(format!(
+            "the machine is too busy to tell: Linux alone {linux:.2?} Gbit/s, {figure}"
+        )));
     }
     ensure!(ratio >= 0.85, "{figure}; all: {sidestep:.2?} and {linux:.2?}");
     Ok(Verdict::Figure(figure))

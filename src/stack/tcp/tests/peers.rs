@@ -74,6 +74,27 @@ fn a_cookie_offers_only_what_it_can_bring_back() {
 }
 
 #[test]
+fn a_question_during_the_handshake_scales_its_window() {
+    let mut net = Net::listening(Pipe::default());
+    net.down = true;
+    let header = Header {
+        source_port: 9,
+        destination_port: SERVER_PORT,
+        flags: SYN,
+        window: 100,
+        mss: Some(1460),
+        scale: Some(7),
+        ..Header::default()
+    };
+    net.inject(SERVER, &forge(&net, &header, b""));
+    let (offered, scale, iss) = (last_sent(&net).window, last_sent(&net).scale.unwrap(), last_sent(&net).seq);
+    assert!(scale > 0);
+    let beyond = Header { seq: 1 << 30, ack: iss.wrapping_add(1), flags: ACK, mss: None, scale: None, ..header };
+    net.inject(SERVER, &forge(&net, &beyond, b""));
+    assert_eq!((last_sent(&net).flags, last_sent(&net).window), (ACK, offered >> scale));
+}
+
+#[test]
 fn accept_queue_overflow_costs_nothing_and_heals() {
     let mut net = Net::listening(Pipe::default());
     net.ends[SERVER].programs.room = 2;

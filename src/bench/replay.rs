@@ -351,6 +351,11 @@ impl<C: Clock + Clone + Send + 'static> Replay<C> {
         Ok(replay)
     }
 
+    /// Follows one request in `every` through all stages, as an engine does; 0: none.
+    pub fn profile_latency(&self, every: u32) {
+        self.engine.profile_latency(every);
+    }
+
     /// One turn of the shard, and one look of the server.
     ///
     /// # Errors

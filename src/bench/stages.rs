@@ -14,7 +14,7 @@ use sidestep_stack::{
 };
 
 use super::replay::{self, Replay};
-use crate::clock::VirtualClock;
+use crate::clock::{MonotonicClock, VirtualClock};
 use crate::local::{LocalConfig, LocalEngine};
 
 /// Bytes of a small payload, and of a full segment with timestamps.
@@ -55,6 +55,8 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "dirty-set", what: "a slot marked and harvested", make: dirty_set },
     Stage { name: "request-1", what: "a request through engine and program, 1 connection", make: || request(1) },
     Stage { name: "request-64", what: "the same, 64 connections", make: || request(64) },
+    Stage { name: "request-real", what: "the same, 64 connections, by the real clock", make: || real(0) },
+    Stage { name: "request-followed", what: "the same, one in 64 followed for the latency profile", make: || real(64) },
     Stage { name: "request-10k", what: "the same, 10,000 connections", make: || request(10_000) },
 ];
 
@@ -138,6 +140,14 @@ fn request(connections: u32) -> anyhow::Result<Run> {
     let mut replay = Replay::virtual_time(connections, SMALL)?;
     // Every connection has had its turn: pages are there, windows are open.
     replay.answer(2 * u64::from(connections))?;
+    Ok(Box::new(move |n| replay.answer(n)))
+}
+
+/// By the clock that a program stamps with; `every` as in the configuration's `latency_every`.
+fn real(every: u32) -> anyhow::Result<Run> {
+    let mut replay = Replay::new(MonotonicClock, Box::new(|| ()), 64, SMALL)?;
+    replay.profile_latency(every);
+    replay.answer(128)?;
     Ok(Box::new(move |n| replay.answer(n)))
 }
 

@@ -241,6 +241,12 @@ where
         f(lock(&self.shards[shard]).port_mut())
     }
 
+    /// Follows one data segment in `every` on every shard, as [`Shard::profile_latency`]. Stamps of programs are
+    /// CLOCK_MONOTONIC: with a virtual clock they can't be believed, and are not.
+    pub fn profile_latency(&self, every: u32) {
+        self.shards.iter().for_each(|shard| lock(shard).profile_latency(every));
+    }
+
     /// Neighbours that the stack asked for since the last call (`NeighborMode::External` only); answer with
     /// `Stack::neighbor_update`.
     pub fn take_wanted(&self) -> Vec<IpAddr> {

@@ -46,7 +46,7 @@ pub fn hgrm(histogram: &Histogram<u64>) -> String {
         out,
         "#[Buckets = {:>12}, SubBuckets     = {:>12}]",
         histogram.buckets(),
-        2 * 10u32.pow(DIGITS.into()).next_power_of_two()
+        (2 * 10u32.pow(histogram.sigfig().into())).next_power_of_two()
     );
     out
 }

@@ -240,13 +240,16 @@ impl Shown {
         body += "<h2>Where the time goes, us (medians and 99th percentiles of each stage do not add up to those of the \
                  whole)</h2>\n";
         body += &bars(&parts, &[row("mean", |s| s.mean_us), row("p50", |s| s.p50_us), row("p99", |s| s.p99_us)], "us");
-        let curve = |s: &StageReport| Series {
+        let curve = |(colour, s): (usize, &StageReport)| Series {
             name: format!("{} (p50 {:.1} us)", s.stage, s.p50_us),
             points: hist::curve(&s.histogram()),
             dots: false,
+            colour,
+            dashed: false,
         };
         for (title, range) in [("Each stage", 0..SINGLE_STAGES), ("Together", SINGLE_STAGES..STAGES.len())] {
-            let series: Vec<Series> = self.stages[range].iter().filter(|s| s.count > 0).map(curve).collect();
+            let series: Vec<Series> =
+                self.stages[range].iter().filter(|s| s.count > 0).enumerate().map(curve).collect();
             body += &format!("<h2>{title}</h2>\n");
             body += &lines(&series, (Scale::Nines, "share of requests that were faster"), (Scale::Logarithmic, "us"));
         }

@@ -37,7 +37,8 @@ pub fn render(measurements: &[Measurement], skipped: &[String]) -> String {
         let curves: Vec<Series> = group
             .iter()
             .filter(|m| !m.curve.is_empty())
-            .map(|m| Series { name: label(m), points: m.curve.clone(), dots: false })
+            .enumerate()
+            .map(|(n, m)| Series { name: label(m), points: m.curve.clone(), dots: false, colour: n, dashed: false })
             .collect();
         if !curves.is_empty() {
             let _ = writeln!(body, "<h2>Latency: {}</h2>", escape(&name));
@@ -109,15 +110,19 @@ fn against(all: &[Measurement]) -> String {
                 stacks.push(m.stack.clone());
             }
         }
-        let line = |stack: &String, name: &str, part: fn(&Measurement) -> Option<f64>| {
+        let line = |colour: usize, stack: &String, name: &str, part: fn(&Measurement) -> Option<f64>| {
             let of_stack = of_test().filter(|m| m.stack == *stack);
-            let mut points: Vec<(f64, f64)> = of_stack.filter_map(|m| Some((m.rate_per_s, part(m)?))).collect();
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            Series { name: format!("{stack}, {name}"), points, dots: true }
+            // In the order of connections: the line is the way that a stack takes as load grows.
+            let mut points: Vec<(u32, (f64, f64))> =
+                of_stack.filter_map(|m| Some((m.connections, (m.rate_per_s, part(m)?)))).collect();
+            points.sort_by_key(|(connections, _)| *connections);
+            let points = points.into_iter().map(|(_, point)| point).collect();
+            Series { name: format!("{stack}, {name}"), points, dots: true, colour, dashed: name == "p99" }
         };
         let series: Vec<Series> = stacks
             .iter()
-            .flat_map(|stack| [line(stack, "p50", |m| m.p50_us), line(stack, "p99", |m| m.p99_us)])
+            .enumerate()
+            .flat_map(|(n, stack)| [line(n, stack, "p50", |m| m.p50_us), line(n, stack, "p99", |m| m.p99_us)])
             .collect();
         let _ = writeln!(out, "<h2>Throughput against latency: {}</h2>", escape(test));
         out += &lines(&series, (Scale::Linear, "a second"), (Scale::Logarithmic, "us"));
@@ -133,8 +138,8 @@ fn cores(all: &[Measurement]) -> String {
     let Some(&(shards, rate)) = points.first() else { return String::new() };
     let ideal = points.iter().map(|(n, _)| (*n, rate / shards * n)).collect();
     let series = [
-        Series { name: "measured".into(), points, dots: true },
-        Series { name: "as many times the first".into(), points: ideal, dots: false },
+        Series { name: "measured".into(), points, dots: true, colour: 0, dashed: false },
+        Series { name: "as many times the first".into(), points: ideal, dots: false, colour: 7, dashed: true },
     ];
     let picture = lines(&series, (Scale::Linear, "shards"), (Scale::Linear, "requests a second"));
     format!("<h2>Cores</h2>\n{picture}")

@@ -8,9 +8,13 @@ const LEFT: f64 = 78.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 54.0;
+/// Names stand below the picture, in columns.
+const LEGEND_COLUMNS: usize = 3;
+const LEGEND_ROW: f64 = 18.0;
 
 /// Colours that differ in lightness too; after the last they begin again.
-const COLOURS: [&str; 8] = ["#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#b91c1c", "#a16207", "#475569"];
+const COLOURS: [&str; 10] =
+    ["#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0891b2", "#be123c", "#a16207", "#475569", "#65a30d", "#111827"];
 
 /// The colour of series `n`.
 #[must_use]
@@ -25,6 +29,9 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// A dot at each point.
     pub dots: bool,
+    /// Number of its colour, and whether the line is dashed: two lines of one thing share a colour.
+    pub colour: usize,
+    pub dashed: bool,
 }
 
 /// An axis.
@@ -42,7 +49,7 @@ pub enum Scale {
 pub fn lines(series: &[Series], x: (Scale, &str), y: (Scale, &str)) -> String {
     let xs = Axis::over(series.iter().flat_map(|s| s.points.iter().map(|p| p.0)), x.0, LEFT, WIDTH - RIGHT);
     let ys = Axis::over(series.iter().flat_map(|s| s.points.iter().map(|p| p.1)), y.0, HEIGHT - BOTTOM, TOP);
-    let mut out = begin(HEIGHT);
+    let mut out = begin(HEIGHT + LEGEND_ROW * series.len().div_ceil(LEGEND_COLUMNS) as f64);
     for (at, label) in ys.marks() {
         let _ = writeln!(out, "<path d=\"M{LEFT} {at:.1}H{:.1}\" stroke=\"#ddd\"/>", WIDTH - RIGHT);
         text(&mut out, LEFT - 8.0, at + 4.0, "end", "#333", &label);
@@ -54,11 +61,12 @@ pub fn lines(series: &[Series], x: (Scale, &str), y: (Scale, &str)) -> String {
     text(&mut out, (LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 12.0, "middle", "#333", x.1);
     text(&mut out, 8.0, 13.0, "start", "#333", y.1);
     for (n, s) in series.iter().enumerate() {
-        let colour = colour(n);
+        let colour = colour(s.colour);
         let path: Vec<String> = s.points.iter().map(|p| format!("{:.1} {:.1}", xs.at(p.0), ys.at(p.1))).collect();
         if path.len() > 1 {
             let path = path.join("L");
-            let _ = writeln!(out, "<path d=\"M{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>");
+            let dashes = if s.dashed { " stroke-dasharray=\"6 4\"" } else { "" };
+            let _ = writeln!(out, "<path d=\"M{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes}/>");
         }
         if s.dots || s.points.len() == 1 {
             for p in &s.points {
@@ -70,7 +78,8 @@ pub fn lines(series: &[Series], x: (Scale, &str), y: (Scale, &str)) -> String {
                 );
             }
         }
-        text(&mut out, LEFT + 14.0, TOP + 16.0 + 17.0 * n as f64, "start", colour, &s.name);
+        let (row, column) = ((n / LEGEND_COLUMNS) as f64, (n % LEGEND_COLUMNS) as f64);
+        text(&mut out, LEFT + 245.0 * column, HEIGHT + 8.0 + LEGEND_ROW * row, "start", colour, &s.name);
     }
     out + "</svg>\n"
 }
@@ -81,13 +90,15 @@ pub fn bars(parts: &[&str], rows: &[(String, Vec<f64>)], unit: &str) -> String {
     const ROW: f64 = 26.0;
     const NAMES: f64 = 230.0;
     let most = rows.iter().map(|(_, values)| values.iter().sum::<f64>()).fold(0.0, f64::max).max(1e-9);
-    let height = 40.0 + ROW * rows.len() as f64;
-    let mut out = begin(height);
+    const NAMES_A_ROW: usize = 5;
+    let legend = LEGEND_ROW * parts.len().div_ceil(NAMES_A_ROW) as f64;
+    let mut out = begin(22.0 + legend + ROW * rows.len() as f64);
     for (n, part) in parts.iter().enumerate() {
-        text(&mut out, NAMES + 110.0 * n as f64, 16.0, "start", colour(n), part);
+        let (row, column) = ((n / NAMES_A_ROW) as f64, (n % NAMES_A_ROW) as f64);
+        text(&mut out, NAMES + 110.0 * column, 16.0 + LEGEND_ROW * row, "start", colour(n), part);
     }
     for (row, (name, values)) in rows.iter().enumerate() {
-        let top = 28.0 + ROW * row as f64;
+        let top = 10.0 + legend + ROW * row as f64;
         text(&mut out, NAMES - 8.0, top + 14.0, "end", "#333", name);
         let mut x = NAMES;
         for (n, value) in values.iter().enumerate() {
@@ -240,7 +251,7 @@ mod tests {
 
     #[test]
     fn names_can_not_break_out() {
-        let series = Series { name: "<script>".into(), points: vec![(1.0, 1.0)], dots: true };
+        let series = Series { name: "<script>".into(), points: vec![(1.0, 1.0)], dots: true, colour: 0, dashed: false };
         assert!(!lines(&[series], (Scale::Linear, ""), (Scale::Linear, "")).contains("<script>"));
     }
 

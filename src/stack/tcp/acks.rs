@@ -224,8 +224,16 @@ impl Connection {
             // RFC 7323 4: timestamps measure what was retransmitted too, if only by the millisecond.
             let elapsed = isn::timestamp(now, self.timestamp_offset).wrapping_sub(timestamps.echo);
             if elapsed < 1 << 20 {
-                let took = Duration::from_millis(u64::from(elapsed.max(1)));
-                self.rtt.sample(now, took, took);
+                // It was between one tick less and one more. What is known already is finer than that on a short path:
+                // sampled as a whole millisecond, every recovery would make the path look many times longer.
+                let about = Duration::from_millis(u64::from(elapsed));
+                let tick = Duration::from_millis(1);
+                let known =
+                    self.rtt.has_sample() && (about.saturating_sub(tick)..=about + tick).contains(&self.rtt.smoothed());
+                if !known {
+                    let took = about.max(tick);
+                    self.rtt.sample(now, took, took);
+                }
                 self.backoff = 0;
             }
         }

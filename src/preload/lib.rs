@@ -35,6 +35,7 @@ mod options;
 mod poll;
 mod process;
 mod raw;
+mod reach;
 mod real;
 mod rights;
 mod socket;

@@ -5,7 +5,7 @@ use core::ffi::{c_char, c_int, c_ulong};
 use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, rlimit};
 
 use super::{export, guard};
-use crate::{engine, process, real};
+use crate::{engine, process, reach, real};
 
 /// exec by `call`, which gets the environment to use.
 ///
@@ -110,6 +110,7 @@ export! {
 
     /// execve(2).
     fn execve(path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int {
+        reach::look(path, false);
         exec(environment, |environment| real::execve(path, arguments, environment))
     }
 
@@ -125,6 +126,7 @@ export! {
 
     /// execvpe(3).
     fn execvpe(file: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int {
+        reach::look(file, true);
         exec(environment, |environment| real::execvpe(file, arguments, environment))
     }
 
@@ -142,6 +144,7 @@ export! {
         arguments: *const *mut c_char,
         environment: *const *mut c_char,
     ) -> c_int {
+        reach::look(path, false);
         spawn(environment, |environment| real::posix_spawn(pid, path, actions, attributes, arguments, environment))
     }
 
@@ -154,6 +157,7 @@ export! {
         arguments: *const *mut c_char,
         environment: *const *mut c_char,
     ) -> c_int {
+        reach::look(file, true);
         spawn(environment, |environment| real::posix_spawnp(pid, file, actions, attributes, arguments, environment))
     }
 }

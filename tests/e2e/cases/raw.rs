@@ -86,5 +86,10 @@ fn static_programs(_: &Options) -> Result<Verdict> {
     let program = build(&lab, "rawstatic", &["-static"])?;
     let ended = lab.run(engine.command(&program).arg("function"), HELPER)?;
     ensure!(ended.code() == 126 && ended.stderr.contains("statically linked"), "{} {}", ended.code(), ended.stderr);
+    // One that a program starts runs, on the kernel's network, and that is said.
+    let mut line = engine.command("sh");
+    let ended = lab.run(line.args(["-c", "\"$0\" function; exit 5"]).arg(&program), TRANSFER)?;
+    ensure!(ended.code() == 5 && ended.stdout == SAID, "{} {}", ended.code(), ended.stdout);
+    ensure!(ended.stderr.contains("statically linked"), "it ran on the kernel without a word: {}", ended.stderr);
     Ok(Verdict::Passed)
 }

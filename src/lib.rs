@@ -13,7 +13,8 @@
 //!
 //! Beside the path: [`control`] (attach, bind, listen, cleaning up after the dead), [`config`], [`engine`] (starts and
 //! stops it all), [`local`] (the same engine without threads, driven by its caller), [`sim`] (a network of those),
-//! [`latency`] (where the time of a request goes), [`bench`] (load generators, and the stacks side by side), [`clock`].
+//! [`packetdrill`] (packet scripts on one), [`latency`] (where the time of a request goes), [`bench`] (load generators,
+//! and the stacks side by side), [`clock`].
 #![deny(unsafe_code)]
 
 pub mod bench;

@@ -13,8 +13,10 @@ pub fn compare(expected: &Packet, live: &Live) -> Result<(), String> {
     compare_ip(&expected.ip, live)?;
     match (&expected.body, &live.body) {
         (Body::Tcp(wanted), LiveBody::Tcp(got)) => {
-            // Whoever sends many segments as one packet pushes that packet, whatever is in the segments.
-            let forgiven = if got.segments > 1 { flag::PSH } else { 0 };
+            // Whoever sends many segments as one packet pushes that packet, whatever is in the segments; and the end of
+            // such a packet keeps the flag when it goes alone.
+            let pushed = wanted.flags & flag::PSH != 0;
+            let forgiven = if got.segments > 1 || pushed && got.full { flag::PSH } else { 0 };
             if (wanted.flags | forgiven) != (got.flags | forgiven) {
                 return Err(format!("flags are {}", spell_flags(got.flags)));
             }

@@ -44,6 +44,8 @@ pub struct LiveTcp {
     pub payload: u32,
     /// The payload, of what was read.
     pub data: Vec<u8>,
+    /// As long as segments of the connection get.
+    pub full: bool,
     /// Segments that this stands for: a sender with segmentation offload would have sent one packet.
     pub segments: u32,
 }
@@ -157,6 +159,7 @@ fn read_tcp(bytes: &[u8]) -> Result<LiveTcp, String> {
         options: read_options(&bytes[20..header_len])?,
         payload: (bytes.len() - header_len) as u32,
         data: bytes[header_len..].to_vec(),
+        full: false,
         segments: 1,
     })
 }

@@ -239,6 +239,8 @@ impl World {
             }
             let mut live = live;
             if let (LiveBody::Tcp(tcp), Body::Tcp(wanted)) = (&mut live.body, &expected.body) {
+                let mss = self.tcp_info(self.flows[flow].slot).map_or(u32::MAX, |info| info.send_mss);
+                tcp.full = tcp.payload >= mss.max(1);
                 self.gather(tcp, wanted.len);
             }
             return Ok(Some(live));

@@ -55,7 +55,14 @@ impl Calls {
                         return Err(format!("the option is {:?}, expected {text:?}", String::from_utf8_lossy(got)));
                     }
                 } else {
-                    expect(world, "the option is", wanted, word(0))?;
+                    // 0xffffffff is -1 where C has an int.
+                    let got = match wanted {
+                        Expression::List(all) if matches!(all[..], [Expression::Number(n)] if n > i32::MAX.into()) => {
+                            word(0) & 0xffff_ffff
+                        }
+                        _ => word(0),
+                    };
+                    expect(world, "the option is", wanted, got)?;
                 }
                 gives(0)
             }

@@ -19,7 +19,7 @@ const INITIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A cookie is good for this long and at most twice that.
 const COOKIE_PERIOD_BITS: u32 = 36;
 /// Segment sizes that a cookie can tell.
-const COOKIE_MSS: [u16; 8] = [88, 536, 1220, 1300, 1400, 1440, 1460, 8960];
+const COOKIE_MSS: [u16; 8] = [88, 536, 1220, 1300, 1400, 1440, 1460, 8940];
 /// The low bits of our timestamp carry what else the SYN had: 4 bits of window shift (15: none), 1 of SACK and
 /// 1 of ECN.
 const COOKIE_OPTION_BITS: u32 = 6;

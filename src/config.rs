@@ -127,6 +127,8 @@ pub struct Programs {
     pub spin: Duration,
     pub loopback: Loopback,
     pub syscalls: Syscalls,
+    /// Names of programs that stay on the kernel's sockets when a program on Sidestep starts them.
+    pub exclude: Vec<String>,
     /// Destinations that the kernel's sockets serve: address and prefix length.
     pub kernel_destinations: Vec<(IpAddr, u8)>,
 }

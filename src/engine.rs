@@ -429,6 +429,7 @@ fn control_settings(config: &Config, parts: &Parts<'_>) -> anyhow::Result<Contro
             "cores": interface.cores,
             "mtu": parts.mtu,
             "syscalls": programs.syscalls.name(),
+            "exclude": programs.exclude,
         }),
     })
 }

@@ -17,7 +17,7 @@ use sidestep::config::Config;
 use sidestep::control::inspect;
 use sidestep::engine::Engine;
 use sidestep_shm::wire::inspect::STATS;
-use sidestep_shm::wire::{DISPATCH, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
+use sidestep_shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
 
 use super::signals::{self, Signals};
 use super::{
@@ -58,6 +58,10 @@ pub struct RunArgs {
     /// "dispatch", those that it makes itself as well [default: the configuration's]
     #[arg(long, value_name = "HOW", value_parser = ["preload", "dispatch"])]
     pub syscalls: Option<String>,
+    /// A program that stays on the kernel's sockets when this one starts it; may be given several times, and adds to
+    /// the configuration's
+    #[arg(long, value_name = "NAME")]
+    pub exclude: Vec<String>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,
@@ -78,14 +82,20 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
     let name = name.ok_or_else(|| Failure::usage("the program's name is not UTF-8"))?;
     let path = elf::find(name)?;
     let library = preload::find()?;
-    let command = |control: &str, configured: &str| {
-        let how = args.syscalls.as_deref().unwrap_or(configured);
-        command(&path, &args.program, &library, control, how == DISPATCH)
+    let command = |control: &str, configured: &Configured| {
+        let how = args.syscalls.as_deref().unwrap_or(&configured.syscalls);
+        let mut made = command(&path, &args.program, &library, control, how == DISPATCH)?;
+        let names: Vec<&str> = configured.exclude.iter().chain(&args.exclude).map(String::as_str).collect();
+        if names.is_empty() {
+            made.env_remove(ENV_EXCLUDE);
+        } else {
+            made.env(ENV_EXCLUDE, names.join(":"));
+        }
+        Ok::<_, Failure>(made)
     };
     match &place {
         Place::Running(control) => {
-            let configured = if args.syscalls.is_none() { syscalls_of(control) } else { String::new() };
-            let error = command(control, &configured)?.exec();
+            let error = command(control, &configured(control))?.exec();
             Err(not_started(name, &error))
         }
         Place::Private(_) | Place::Loopback => {
@@ -101,7 +111,11 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
             let signals = Signals::block(&SIGNALS).context("block signals")?;
             let engine = Engine::start(&config)?;
             tracing::info!(control = engine.control(), "private engine");
-            supervise(engine, &signals, |control| command(control, config.programs.syscalls.name()), name)
+            let configured = Configured {
+                syscalls: config.programs.syscalls.name().to_owned(),
+                exclude: config.programs.exclude.clone(),
+            };
+            supervise(engine, &signals, |control| command(control, &configured), name)
         }
     }
 }
@@ -143,10 +157,24 @@ fn reach(control: &str) -> std::io::Result<()> {
     Ok(rustix::net::connect(&socket, &address)?)
 }
 
-/// What a running engine has for `programs.syscalls`; nothing if it doesn't say.
-fn syscalls_of(control: &str) -> String {
+/// What an engine's configuration says about how programs are started.
+#[derive(Default)]
+struct Configured {
+    /// `programs.syscalls`
+    syscalls: String,
+    /// `programs.exclude`
+    exclude: Vec<String>,
+}
+
+/// The same of a running engine; nothing if it doesn't say.
+fn configured(control: &str) -> Configured {
     let told = inspect(control, STATS).ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
-    told.and_then(|v| v["engine"]["syscalls"].as_str().map(str::to_owned)).unwrap_or_default()
+    let Some(told) = told else { return Configured::default() };
+    let names = told["engine"]["exclude"].as_array().into_iter().flatten();
+    Configured {
+        syscalls: told["engine"]["syscalls"].as_str().unwrap_or_default().to_owned(),
+        exclude: names.filter_map(|n| n.as_str().map(str::to_owned)).collect(),
+    }
 }
 
 fn command(

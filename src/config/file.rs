@@ -57,6 +57,7 @@ const PROGRAM_KEYS: &[&str] = &[
     "spin",
     "loopback",
     "syscalls",
+    "exclude",
     "kernel_destinations",
 ];
 const TCP_KEYS: &[&str] = &[
@@ -358,6 +359,10 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
         .map_err(|e| (Some(table.span()), format!("programs: {e} (sockets + queues x connections)")))?;
     let loopback = loopback.unwrap_or(if alone { Loopback::Stack } else { Loopback::Kernel });
     let syscalls = s.text("syscalls", |t| choice(t, &Syscalls::NAMES))?.unwrap_or(Syscalls::Preload);
+    let exclude = s.texts("exclude", |name| match name.is_empty() || name.contains(['/', ':']) {
+        true => Err("must be a program's name, without its folder".into()),
+        false => Ok(name.to_owned()),
+    })?;
     Ok(Programs {
         sockets,
         connections,
@@ -367,6 +372,7 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
         spin,
         loopback,
         syscalls,
+        exclude,
         kernel_destinations,
     })
 }

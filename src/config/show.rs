@@ -35,6 +35,7 @@ impl Config {
         line("spin", &time(p.spin));
         line("loopback", &quoted(if p.loopback == Loopback::Stack { "stack" } else { "kernel" }));
         line("syscalls", &quoted(p.syscalls.name()));
+        line("exclude", &list(p.exclude.iter().map(quoted)));
         line("kernel_destinations", &list(p.kernel_destinations.iter().map(|(a, bits)| quoted(format!("{a}/{bits}")))));
         self.tcp_section(&mut line);
         out

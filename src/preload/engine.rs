@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, OnceLock};
 
-use sidestep_client::shm::wire::{DISPATCH, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
+use sidestep_client::shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
 use sidestep_client::{Deadline, Session, Waiter, now_ns};
 
 use crate::errno::Errno;
@@ -22,6 +22,8 @@ pub struct Settings {
     pub preload: Option<String>,
     /// Whether all system calls are to be watched.
     pub dispatch: bool,
+    /// Programs that stay on the kernel's sockets, as given.
+    pub exclude: Option<String>,
 }
 
 static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
@@ -37,9 +39,20 @@ pub fn settings() -> Option<&'static Settings> {
             let socket = variable(ENV_SOCKET)?;
             let dispatch = variable(ENV_SYSCALLS).is_some_and(|how| how == DISPATCH);
             let (group, preload) = (variable(ENV_GROUP).unwrap_or_default(), variable("LD_PRELOAD"));
-            Some(Settings { socket, group, preload, dispatch })
+            let exclude = variable(ENV_EXCLUDE);
+            let mine = [std::env::args_os().next().map(Into::into), std::env::current_exe().ok()];
+            if exclude.as_ref().is_some_and(|list| mine.iter().flatten().any(|me| is_named(list, me))) {
+                return None;
+            }
+            Some(Settings { socket, group, preload, dispatch, exclude })
         })
         .as_ref()
+}
+
+/// Whether a program stands in a list of names with colons between.
+fn is_named(list: &str, program: &std::path::PathBuf) -> bool {
+    let name = program.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| list.split(':').any(|listed| listed == name))
 }
 
 /// A variable of the environment, if it is set, not empty, and text.
@@ -303,4 +316,16 @@ fn signals_restart() -> bool {
                 || now.sa_flags & libc::SA_RESTART != 0
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_named;
+
+    #[test]
+    fn programs_are_excluded_by_the_last_part_of_their_path() {
+        let named = |list: &str, program: &str| is_named(list, &program.into());
+        assert!(named("git:make", "/usr/bin/git") && named("git:make", "make"));
+        assert!(!named("git:make", "/usr/bin/git-lfs") && !named("", "git") && !named("bin", "/usr/bin/x"));
+    }
 }

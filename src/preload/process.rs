@@ -13,7 +13,7 @@ use std::ffi::CString;
 use std::os::fd::{FromRawFd, RawFd};
 
 use libc::pid_t;
-use sidestep_client::shm::wire::{DISPATCH, ENV_GROUP, ENV_INHERIT, ENV_SOCKET, ENV_SYSCALLS};
+use sidestep_client::shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_INHERIT, ENV_SOCKET, ENV_SYSCALLS};
 use sidestep_client::{Fd, Session};
 
 use crate::engine::{self, Settings};
@@ -178,6 +178,9 @@ fn environment_for(
     // A program that starts others with an environment of its own making still starts them on the engine.
     if let Some(preload) = settings.preload.as_ref().filter(|_| !has("LD_PRELOAD")) {
         add.push(format!("LD_PRELOAD={preload}"));
+    }
+    if let Some(exclude) = settings.exclude.as_ref().filter(|_| !has(ENV_EXCLUDE)) {
+        add.push(format!("{ENV_EXCLUDE}={exclude}"));
     }
     if settings.dispatch && !has(ENV_SYSCALLS) {
         add.push(format!("{ENV_SYSCALLS}={DISPATCH}"));
@@ -444,8 +447,13 @@ mod tests {
 
     #[test]
     fn an_environment_keeps_the_engine_and_loses_old_descriptors() {
-        let settings =
-            Settings { socket: "/s".into(), group: "7".into(), preload: Some("/p.so".into()), dispatch: true };
+        let settings = Settings {
+            socket: "/s".into(),
+            group: "7".into(),
+            preload: Some("/p.so".into()),
+            dispatch: true,
+            exclude: None,
+        };
         let given: Vec<CString> =
             ["A=1", "SIDESTEP_INHERIT=1:2", "SIDESTEP_GROUP=9"].map(|s| CString::new(s).unwrap()).into();
         let made = environment_for(&settings, None, given.iter().map(|s| s.as_ptr()).collect(), Some((20, 21)));

@@ -32,6 +32,8 @@ pub const ENV_GROUP: &str = "SIDESTEP_GROUP";
 pub const ENV_INHERIT: &str = "SIDESTEP_INHERIT";
 /// "dispatch": every system call of the program is watched, not only those that it makes through the C library.
 pub const ENV_SYSCALLS: &str = "SIDESTEP_SYSCALLS";
+/// Environment: names of programs that stay on the kernel's sockets, with colons between.
+pub const ENV_EXCLUDE: &str = "SIDESTEP_EXCLUDE";
 /// Its value.
 pub const DISPATCH: &str = "dispatch";
 

@@ -314,7 +314,11 @@ impl Scene<'_> {
         let v6 = self.flows[index].v6;
         let flow = &mut self.flows[index];
         (segment.source, segment.destination) = (flow.remote_port, flow.local_port);
-        if segment.flags & SYN != 0 && segment.seq != flow.iss {
+        // The low bits of a cookie tell a segment size, so its neighbours are cookies too: whoever acknowledges one of those
+        // opens a connection whose numbers begin there.
+        let off = flow.irs.map_or(0, |irs| segment.ack.wrapping_sub(irs.wrapping_add(1)).cast_signed());
+        let neighbour = flow.sent == 1 && segment.has(ACK) && off != 0 && (-8..=8).contains(&off);
+        if neighbour || segment.flags & SYN != 0 && segment.seq != flow.iss {
             // A connection of other numbers may come of it.
             flow.trusted = false;
             let remote = SocketAddr::new(addresses(PEER)[usize::from(v6)], flow.remote_port);

@@ -202,6 +202,8 @@ impl Session {
             let wanted = bufs.iter().any(|b| !b.is_empty());
             return if wanted { Err(Errno::AGAIN) } else { Ok(0) };
         }
+        // As Linux: a full buffer is sent whatever is announced to follow, or nothing would ever make room for it.
+        let more = more && done < room;
         if more != (shared.options.load(Ordering::Relaxed) & option::MORE != 0) {
             hold_back(shared, more);
         }

@@ -381,8 +381,7 @@ pub unsafe fn send_file(
         // Read no more than there is room for, or on a blocking socket at least something.
         let room = session.send_room(slot);
         if room == 0 && !may_wait(socket, 0) {
-            socket.starved.fetch_add(1, Ordering::Relaxed);
-            outcome = Err(errno::AGAIN);
+            outcome = Err(no_room(session, socket, slot));
             break;
         }
         let want = (len - done).min(buffer.capacity()).min(if room == 0 { COPY_BYTES } else { room });
@@ -427,6 +426,16 @@ pub unsafe fn send_file(
         }
     }
     if done > 0 { Ok(done) } else { outcome.map(|()| 0) }
+}
+
+/// Why a copying call that may not wait ends: the connection is over, or its buffer is full.
+fn no_room(session: &Session, socket: &Socket, slot: u32) -> Errno {
+    // Nothing is sent; what send() would say first is asked.
+    if let Err(error) = send(session, socket, slot, &mut [], 0) {
+        return error;
+    }
+    socket.starved.fetch_add(1, Ordering::Relaxed);
+    errno::AGAIN
 }
 
 /// splice(2) from a slot into the pipe `to`.
@@ -482,9 +491,10 @@ pub fn splice_out(
     }
     let wait = may_wait(socket, 0);
     while session.send_room(slot) == 0 {
-        if !wait || !engine::wait(session, socket, POLLOUT, socket.send_timeout.load(Ordering::Relaxed))? {
-            socket.starved.fetch_add(1, Ordering::Relaxed);
-            return Err(errno::AGAIN);
+        let why = no_room(session, socket, slot);
+        let timeout = socket.send_timeout.load(Ordering::Relaxed);
+        if why != errno::AGAIN || !wait || !engine::wait(session, socket, POLLOUT, timeout)? {
+            return Err(why);
         }
     }
     if flags & libc::SPLICE_F_NONBLOCK != 0 && !is_ready(from, libc::POLLIN) {

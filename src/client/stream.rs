@@ -141,7 +141,11 @@ impl Session {
         shared.rx_head.store(to, Ordering::Release);
         stamps::read(shared, to);
         drop(held);
-        if worth_telling(head, to, queued, receive_limit(shared, &ring)) {
+        let limit = receive_limit(shared, &ring);
+        // A sender whose segments are as long as half the buffer waits until that much is free (RFC 9293 3.8.6.2.1): the
+        // engine must know that everything is. Elsewhere a window that is a little too small holds nobody up.
+        let crowded = done == queued && limit < 3 * shared.send_mss.load(Ordering::Relaxed) as usize;
+        if crowded || worth_telling(head, to, queued, limit) {
             self.mark(shared, slot);
         }
         Ok(done)

@@ -407,3 +407,73 @@ fn a_reset_does_not_overtake_what_was_sent() {
     assert_eq!(receive(&server, accepted).unwrap(), b"last words");
     assert_eq!(receive(&server, accepted), Err(Errno::CONNRESET));
 }
+
+/// Buffers of a few kilobytes, as set by programs that want to see them full, over a loopback whose segments are longer
+/// than they are: whatever the sizes of writes and reads, the stream goes on.
+#[test]
+fn small_buffers_never_stand_still() {
+    for seed in 0..200u64 {
+        let clock = VirtualClock::default();
+        let mut config = LocalConfig::new("10.0.0.1/24".parse().unwrap()).seeded(seed);
+        config.loopback = true;
+        let host = LocalHost::in_memory(&config, clock.clone()).unwrap();
+        let session = host.attach(0).unwrap();
+        let run = |nanos: u64| {
+            let end = clock.now() + Duration::from_nanos(nanos);
+            host.settle();
+            while let Some(at) = host.wake_at().filter(|&at| at <= end) {
+                clock.set(at.max(clock.now()));
+                host.settle();
+            }
+            clock.set(end);
+        };
+        let listener = session.open(kind::TCP4).unwrap();
+        session.bind(listener, "127.0.0.1:80".parse().unwrap(), 0).unwrap();
+        let inherited = seed % 2 == 0;
+        if inherited {
+            session.set_number(listener, Number::ReceiveBuffer, 8192).unwrap();
+        }
+        session.listen(listener, 16).unwrap();
+        let socket = session.open(kind::TCP4).unwrap();
+        session.connect(socket, "127.0.0.1:80".parse().unwrap()).unwrap();
+        run(1_000_000);
+        let (accepted, _) = session.accept(listener).unwrap();
+        session.set_number(socket, Number::SendBuffer, 8192).unwrap();
+        if !inherited {
+            session.set_number(accepted, Number::ReceiveBuffer, 8192).unwrap();
+        }
+        session.set_option(socket, option::NO_DELAY, true).unwrap();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let total = 100_000usize;
+        let (mut sent, mut got, mut progress) = (0usize, 0usize, clock.now());
+        let mut buffer = vec![0; 65_536];
+        while got < total {
+            let piece = vec![7u8; (1 + random(16_384) as usize).min(total - sent)];
+            sent += send(&session, socket, &piece).unwrap_or(0);
+            run(random(100_000));
+            let room = 1 + random(20_000) as usize;
+            if random(3) > 0
+                && let Ok(n) = session.receive(accepted, &mut [IoSliceMut::new(&mut buffer[..room])], false)
+            {
+                got += n;
+                progress = clock.now();
+            }
+            let still = clock.now().since(progress);
+            assert!(
+                still < Duration::from_millis(if inherited { 150 } else { 3000 }),
+                "seed {seed}: {sent} sent, {got} received; {:?} {:?}",
+                host.tcp_info(&session, socket),
+                host.tcp_info(&session, accepted)
+            );
+            if sent == total {
+                run(10_000_000);
+            }
+        }
+    }
+}

@@ -13,6 +13,10 @@ use core::time::Duration;
 
 const PROTOCOL_TCP: u8 = 6;
 const DEFAULT_TTL: u8 = 64;
+/// A window up to this size, in bytes, may be filled by one segment: the MSS that every host takes (RFC 9293 3.7.1).
+const DEFAULT_MSS: u64 = 536;
+/// Least payload of a segment that counts as full, in bytes.
+const LEAST_PAYLOAD: u64 = 36;
 /// Data sent within this time after data came answers it.
 const ANSWER_TIME: Duration = Duration::from_millis(40);
 
@@ -108,7 +112,7 @@ impl Connection {
             return None;
         }
         let room = self.send_edge.saturating_sub(self.nxt);
-        let full = u64::from(self.payload_room());
+        let full = self.full_payload();
         if let Some(len) = self.plan_path_probe(now, in_flight, window, unsent, room) {
             return Some(Plan::Data { len, fin: false });
         }
@@ -136,7 +140,7 @@ impl Connection {
     pub fn is_blocked_by_window(&self) -> bool {
         let unsent = self.tail.saturating_sub(self.nxt);
         let finish = self.finishing && self.nxt <= self.tail;
-        let wanted = unsent.max(u64::from(finish)).min(u64::from(self.payload_room()));
+        let wanted = unsent.max(u64::from(finish)).min(self.full_payload());
         self.is_synchronized() && wanted > 0 && self.send_edge.saturating_sub(self.nxt) < wanted
     }
 
@@ -384,6 +388,14 @@ impl Connection {
         }
         let window = self.rx_edge.saturating_sub(self.rx_nxt);
         u16::try_from(window >> self.receive_scale).unwrap_or(u16::MAX)
+    }
+
+    /// Payload of a full segment: no more than half of the largest window that the peer has had, or one segment would
+    /// fill a small window and leave a rest that neither side may use: the sender waits for half of it, the receiver for
+    /// a segment's length (RFC 9293 3.8.6.2). As tcp_bound_to_half_wnd() of Linux.
+    fn full_payload(&self) -> u64 {
+        let bound = if self.max_window > DEFAULT_MSS { self.max_window / 2 } else { self.max_window };
+        u64::from(self.payload_room()).min(bound.max(LEAST_PAYLOAD))
     }
 
     /// Payload that fits beside the options that the next segment carries.

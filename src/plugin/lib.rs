@@ -217,9 +217,10 @@ unsafe fn targets(pieces: *const iovec, count: usize) -> Result<Vec<IoSliceMut<'
         match (piece.iov_base.is_null(), piece.iov_len) {
             (_, 0) => {}
             (true, _) => return Err(libc::EFAULT),
-            // SAFETY: the caller's word.
             (false, len) => {
-                out.push(IoSliceMut::new(unsafe { core::slice::from_raw_parts_mut(piece.iov_base.cast(), len) }))
+                // SAFETY: the caller's word.
+                let bytes = unsafe { core::slice::from_raw_parts_mut(piece.iov_base.cast(), len) };
+                out.push(IoSliceMut::new(bytes));
             }
         }
     }
@@ -238,8 +239,11 @@ unsafe fn sources(pieces: *const iovec, count: usize) -> Result<Vec<IoSlice<'sta
         match (piece.iov_base.is_null(), piece.iov_len) {
             (_, 0) => {}
             (true, _) => return Err(libc::EFAULT),
-            // SAFETY: the caller's word.
-            (false, len) => out.push(IoSlice::new(unsafe { core::slice::from_raw_parts(piece.iov_base.cast(), len) })),
+            (false, len) => {
+                // SAFETY: the caller's word.
+                let bytes = unsafe { core::slice::from_raw_parts(piece.iov_base.cast(), len) };
+                out.push(IoSlice::new(bytes));
+            }
         }
     }
     Ok(out)
@@ -319,7 +323,7 @@ unsafe extern "C" fn recvmsg(user: User, fd: c_int, message: *mut msghdr, flags:
     }
     // SAFETY: userdata; C's contract for the message and what it points to.
     unsafe {
-        let (pieces, count) = ((*message).msg_iov, (*message).msg_iovlen as usize);
+        let (pieces, count) = ((*message).msg_iov, (*message).msg_iovlen);
         let tell = move |sender: Option<SocketAddr>, cut: bool| {
             let told = Told((*message).msg_name.cast(), &raw mut (*message).msg_namelen);
             sender.into_iter().for_each(|s| told.tell(s));
@@ -376,7 +380,7 @@ unsafe extern "C" fn sendmsg(user: User, fd: c_int, message: *const msghdr, flag
             true => Ok(None),
             false => address(message.msg_name.cast(), message.msg_namelen),
         };
-        let from = sources(message.msg_iov, message.msg_iovlen as usize);
+        let from = sources(message.msg_iov, message.msg_iovlen);
         answer(to.and_then(|to| plugin(user).send(fd, from?, flags, to)))
     }
 }

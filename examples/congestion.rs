@@ -36,7 +36,7 @@ const LEAST: u64 = 2;
 const MOST: u64 = 4;
 
 impl Calm {
-    fn new(mss: u32) -> Box<dyn CongestionControl> {
+    fn boxed(mss: u32) -> Box<dyn CongestionControl> {
         let window = initial_window(mss);
         Box::new(Self { window, threshold: u64::MAX, base: Duration::MAX, shortest: Duration::MAX, end: 0 })
     }
@@ -101,7 +101,7 @@ impl CongestionControl for Calm {
     }
 }
 
-static CALM: Algorithm = Algorithm { name: "calm", new: Calm::new, wants_marks: false };
+static CALM: Algorithm = Algorithm { name: "calm", new: Calm::boxed, wants_marks: false };
 
 /// Bits per second of the link, time in one direction, and bytes that its queue holds.
 const RATE: u64 = 100_000_000;
@@ -158,7 +158,7 @@ impl Wire {
     }
 
     fn receive(&mut self, now: Instant) -> Option<Vec<u8>> {
-        self.frames.pop_front_if(|(at, _)| *at <= now).map(|(_, frame)| frame)
+        self.frames.front().is_some_and(|(at, _)| *at <= now).then(|| self.frames.pop_front())?.map(|(_, frame)| frame)
     }
 }
 

@@ -64,7 +64,7 @@ fn is_known(page: usize, want: u64) -> bool {
 
 #[cold]
 fn look_closely(at: usize, len: usize, want: u64) -> Result<(), Errno> {
-    if at < PAGE || at >= END || len > END - at {
+    if !(PAGE..END).contains(&at) || len > END - at {
         return Err(Errno(libc::EFAULT));
     }
     let (first, last) = (at / PAGE, (at + len - 1) / PAGE);

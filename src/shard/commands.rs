@@ -493,9 +493,10 @@ impl Apps {
         for (slot, position) in waiting {
             let held = region.slot(slot).is_none_or(Slot::is_held);
             // There is no queue any more, whatever the books of the listener, which may still be there, say of it.
-            match self.socket_mut(group, slot).map(|s| &mut s.kind) {
-                Some(Kind::Stream(StreamSocket { queued, .. }) | Kind::Over { queued, .. }) => *queued = None,
-                _ => {}
+            if let Some(Kind::Stream(StreamSocket { queued, .. }) | Kind::Over { queued, .. }) =
+                self.socket_mut(group, slot).map(|s| &mut s.kind)
+            {
+                *queued = None;
             }
             if let Some(index) = self.index_of(group, slot) {
                 self.reap(index);

@@ -95,10 +95,10 @@ fn middle(here: &str, there: &str, seed: &str, how: &[&str]) -> Outcome {
     loop {
         let now = clock.now();
         let mut busy = false;
-        for side in 0..2 {
+        for (side, port) in ports.iter_mut().enumerate() {
             let [left, right] = &mut queues;
             let queue = if side == 0 { right } else { left };
-            ports[side].receive(64, |frame| {
+            port.receive(64, |frame| {
                 busy = true;
                 if manners.happens("drop", &mut random) || queue.len() >= QUEUE {
                     return;

@@ -42,6 +42,7 @@ Examples:
                                                       a program with an engine of its own
   sidestep ss                                         the sockets on the engine
   sidestep stats --json                               its counters, for a program to read
+  sidestep packetdrill tests/packets/close/*.pkt      packet scripts against the stack, in virtual time
   sidestep latency                                    where the time of its programs' requests goes
   sidestep sim config/sim/lossy.toml                  the same stack in a simulated network, in virtual time
 

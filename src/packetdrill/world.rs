@@ -199,7 +199,12 @@ impl World {
                     source: flow.remote_port,
                     destination: flow.local_port,
                     seq: tcp.seq,
-                    ack: tcp.ack.map_or(0, |ack| flow.to_live(ack)),
+                    // With the flag and no number it is the number of the stack's SYN.
+                    ack: if tcp.flags & flag::ACK != 0 || tcp.ack.is_some() {
+                        flow.to_live(tcp.ack.unwrap_or(0))
+                    } else {
+                        0
+                    },
                     flags: tcp.flags,
                     window: tcp.window.unwrap_or(0),
                     urgent: tcp.urgent.unwrap_or(0),

@@ -82,9 +82,6 @@ fn tcp(cursor: &mut Cursor<'_>) -> Result<Tcp> {
     if cursor.take_word("urg") {
         tcp.urgent = Some(cursor.small()?);
     }
-    if tcp.ack.is_none() && tcp.flags & flag::ACK != 0 {
-        return cursor.fail("a segment with the ACK flag (\".\") needs \"ack N\"");
-    }
     if cursor.take("<") {
         tcp.options = options(cursor)?;
     }
@@ -93,7 +90,7 @@ fn tcp(cursor: &mut Cursor<'_>) -> Result<Tcp> {
 
 fn flags(cursor: &mut Cursor<'_>) -> Result<u16> {
     cursor.skip();
-    let text = cursor.while_true(|b| b.is_ascii_alphabetic() || b == b'.' || b == b'-');
+    let text = cursor.while_true(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-');
     if text.is_empty() {
         return cursor.unexpected("TCP flags");
     }
@@ -109,6 +106,8 @@ fn flags(cursor: &mut Cursor<'_>) -> Result<u16> {
             'E' => flag::ECE,
             'W' | 'C' => flag::CWR,
             'A' => flag::AE,
+            // The three bits of RFC 9768's counter.
+            '0'..='7' => u16::from(c as u8 - b'0') << 6,
             '-' => 0,
             other => return cursor.fail(format!("{other:?} is no TCP flag: F S R P . U E W A, or - for none")),
         };

@@ -21,9 +21,8 @@ pub const CASES: &[Case] = &[case("flood::a_syn_flood_at_full_rate", &["nginx"],
 /// An Ethernet address that no device has: what is sent there costs the receiver next to nothing.
 const NOBODY: &str = "02:00:00:00:00:99";
 
-/// What established connections must keep of their throughput. The aim is 0.8; on two cores, where the flooder, the clients
-/// and the server share one of them, it comes out between a half and three quarters.
-const KEEP: f64 = 0.3;
+/// What established connections must keep of their throughput.
+const KEEP: f64 = 0.8;
 
 fn syn_flood(options: &Options) -> Result<Verdict> {
     let mut lab = Lab::new("flood")?;

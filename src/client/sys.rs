@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use rustix::io::Errno;
 use rustix::process::Resource;
-use rustix::time::{ClockId, Timespec};
+use rustix::time::Timespec;
 use sidestep_shm::lock;
 
 /// A descriptor, closed by a direct system call when dropped.
@@ -104,15 +104,20 @@ impl Deadline {
 /// CLOCK_MONOTONIC in nanoseconds.
 #[must_use]
 pub fn now_ns() -> u64 {
-    nanoseconds(rustix::time::clock_gettime(ClockId::Monotonic))
+    read_clock(libc::CLOCK_MONOTONIC)
 }
 
 /// CLOCK_MONOTONIC at the resolution of the kernel's tick (1 to 10 ms), which costs a few nanoseconds to read.
 pub(crate) fn coarse_ns() -> u64 {
-    nanoseconds(rustix::time::clock_gettime(ClockId::MonotonicCoarse))
+    read_clock(libc::CLOCK_MONOTONIC_COARSE)
 }
 
-fn nanoseconds(t: Timespec) -> u64 {
+/// By the C library, which knows where the vDSO is: rustix looks for it through the auxiliary vector, and crashes under
+/// valgrind, which shows one of another program.
+fn read_clock(clock: libc::clockid_t) -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: room for the time; both clocks exist, so that it can't fail.
+    unsafe { libc::clock_gettime(clock, &raw mut t) };
     (t.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64)
 }
 

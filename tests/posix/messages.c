@@ -190,7 +190,9 @@ CHECK(control_out) {
     inet_pton(AF_INET, own4, &info.ipi_spec_dst);
     DO("pktinfo", send_with(v, &to, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info));
     inet_pton(AF_INET, "192.0.2.77", &info.ipi_spec_dst);
-    DO("pktinfo_foreign", send_with(v, &to, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info));
+    // A socket of its own: where the error comes later, it comes to whichever call is next.
+    int w = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+    DO("pktinfo_foreign", send_with(w, &to, len, IPPROTO_IP, IP_PKTINFO, &info, sizeof info));
     int ttl = 9, tos = 0x10;
     DO("ttl", send_with(v, &to, len, IPPROTO_IP, IP_TTL, &ttl, sizeof ttl));
     ttl = 0;

@@ -111,6 +111,8 @@ def a_listener():
     here, there = socket.socketpair()
 
     def work(got):
+        # `listener` set a timeout, so the description doesn't block: the call may not be there yet.
+        select.select(got, [], [], 30)
         c, _ = got[0].accept()
         c.sendall(b"accepted")
 

@@ -4,6 +4,7 @@
 //! heartbeats → steering **attached last**. Stop: detached first, then everything else in reverse.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -17,15 +18,18 @@ use sidestep_stack::{Instant, Limits, Mac, NeighborMode, Rss, Stack, StackConfig
 use crate::clock::{Clock, MonotonicClock};
 use crate::config::{Backend, Config, DEFAULT_CONTROL, Interface, Loopback, Poll, Sharing};
 use crate::control::address::mapped;
+use crate::control::books::RunMessages;
 use crate::control::link::LinkWatch;
 use crate::control::neighbors::KernelNeighbors;
 use crate::control::{Books, Control, ControlSettings, EngineGauges};
+use crate::library::Seats;
 use crate::port::FrameIo;
 use crate::port::af_packet::AfPacketPort;
 use crate::port::none::NoPort;
+use crate::port::pipe::PipePort;
 use crate::port::tap::TapPort;
 use crate::shard::mailbox::{Mailbox, Message, Notices};
-use crate::shard::{IdlePolicy, Shard};
+use crate::shard::{Driven, IdlePolicy, Shard};
 use crate::xdp::nic::Nic;
 use crate::xdp::{Heartbeat, Steering, XdpOptions, XdpPort};
 
@@ -45,6 +49,9 @@ pub struct Engine {
     owns_control: bool,
     /// Set when a shard ended although nobody asked it to.
     failed: Arc<AtomicBool>,
+    /// Library mode: the shards, which others turn; until [`Seats`] has them.
+    driven: Option<Vec<Box<dyn Driven>>>,
+    seats: Option<Arc<Seats>>,
 }
 
 /// What shards are built from.
@@ -67,6 +74,16 @@ impl Engine {
     /// # Errors
     /// What failed, on what, and what to do; nothing is left behind.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::begin(config, None, Vec::new())
+    }
+
+    /// The same without threads for the shards: whoever has what [`Self::seats`] gives turns them.
+    /// `wires`: one a queue for the backend "pipe".
+    pub(crate) fn start_driven(config: &Config, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
+        Self::begin(config, Some(Vec::new()), wires)
+    }
+
+    fn begin(config: &Config, driven: Option<Vec<Box<dyn Driven>>>, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
         let interface = config.interfaces.first().context("the configuration has no [[interface]]")?;
         let count = interface.queues.len() as u32;
         let nic = match interface.backend {
@@ -102,9 +119,14 @@ impl Engine {
             stop: Arc::new(AtomicBool::new(false)),
             owns_control: false,
             failed: Arc::new(AtomicBool::new(false)),
+            driven,
+            seats: None,
         };
-        let steering = engine.start_shards(&parts, steering)?.map(|s| Arc::new(Mutex::new(s)));
+        let steering = engine.start_shards(&parts, steering, wires)?.map(|s| Arc::new(Mutex::new(s)));
         engine.steering.clone_from(&steering);
+        if let Some(shards) = engine.driven.take() {
+            engine.seats = Some(Arc::new(Seats::new(shards, Arc::clone(&engine.gauges))?));
+        }
 
         let neighbors = match &parts.nic {
             Some(nic) if shared => {
@@ -115,7 +137,9 @@ impl Engine {
         let settings = control_settings(config, &parts)?;
         let random = u64::from_le_bytes(parts.seed[..8].try_into().unwrap_or([1; 8])) | 1;
         let (mailboxes, gauges) = (Arc::clone(&parts.mailboxes), Arc::clone(&engine.gauges));
-        let books = Books::new(settings, mailboxes, steering.clone(), gauges, random, None);
+        let run_messages =
+            engine.seats.clone().map(|seats| -> RunMessages { Box::new(move |n| seats.run_messages(n)) });
+        let books = Books::new(settings, mailboxes, steering.clone(), gauges, random, run_messages);
         let (notices, stop) = (Arc::clone(&parts.notices), Arc::clone(&engine.stop));
         let link = match &parts.nic {
             Some(nic) => {
@@ -141,7 +165,13 @@ impl Engine {
     }
 
     /// Opens one port a queue and starts a thread for each.
-    fn start_shards(&mut self, parts: &Parts<'_>, mut steering: Option<Steering>) -> anyhow::Result<Option<Steering>> {
+    fn start_shards(
+        &mut self,
+        parts: &Parts<'_>,
+        mut steering: Option<Steering>,
+        wires: Vec<OwnedFd>,
+    ) -> anyhow::Result<Option<Steering>> {
+        let mut wires = wires.into_iter();
         let interface = parts.interface;
         let several = interface.queues.len() > 1;
         let heartbeat = steering.as_ref().map(Steering::heartbeat).transpose()?;
@@ -166,9 +196,10 @@ impl Engine {
                 }
                 Backend::None => self.spawn(parts, number, queue, NoPort::new(parts.mtu), None)?,
                 Backend::Pipe => {
-                    bail!(
-                        "backend = \"pipe\" joins two stacks in one process (tests, library); `up` and `run` need af_xdp, tap or af_packet"
-                    )
+                    let wire = wires.next().context(
+                        "backend = \"pipe\" takes a wire from the program that starts the library; `up` and `run` need af_xdp, tap or af_packet",
+                    )?;
+                    self.spawn(parts, number, queue, PipePort::from_fd(wire, parts.mtu)?, None)?;
                 }
             }
         }
@@ -204,6 +235,10 @@ impl Engine {
         let (mailboxes, notices) = (Arc::clone(&parts.mailboxes), Arc::clone(&parts.notices));
         let mut shard = Shard::new(number, port, MonotonicClock, stack, mailboxes, notices, beat);
         shard.profile_latency(parts.latency_every);
+        if let Some(driven) = &mut self.driven {
+            driven.push(Box::new(shard));
+            return Ok(());
+        }
         let policy = match interface.poll {
             Poll::Busy => IdlePolicy::Busy,
             Poll::Adaptive => IdlePolicy::Adaptive(interface.spin),
@@ -231,6 +266,11 @@ impl Engine {
         })?;
         self.shards.push(thread);
         Ok(())
+    }
+
+    /// The shards, for those who turn them.
+    pub(crate) fn seats(&self) -> Option<&Arc<Seats>> {
+        self.seats.as_ref()
     }
 
     /// Name of the control socket.
@@ -265,6 +305,15 @@ impl Engine {
     }
 
     fn ask_all<T>(&self, make: impl Fn(std::sync::mpsc::SyncSender<T>) -> Message) -> Vec<T> {
+        if let Some(seats) = &self.seats {
+            let ask = |n: usize| {
+                let (reply, answer) = std::sync::mpsc::sync_channel(1);
+                self.mailboxes[n].send(make(reply)).ok()?;
+                seats.run_messages(n);
+                answer.recv_timeout(crate::control::SHARD_PATIENCE).ok()
+            };
+            return (0..self.mailboxes.len()).filter_map(ask).collect();
+        }
         self.mailboxes.iter().filter_map(|m| m.ask(&make, crate::control::SHARD_PATIENCE)).collect()
     }
 
@@ -290,6 +339,9 @@ impl Drop for Engine {
         }
         for shard in self.shards.drain(..) {
             let _ = shard.join();
+        }
+        if let Some(seats) = &self.seats {
+            seats.close();
         }
         if self.owns_control && !self.control.starts_with('@') {
             let _ = std::fs::remove_file(&self.control);

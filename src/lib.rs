@@ -23,6 +23,7 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod latency;
+pub mod library;
 pub mod local;
 pub mod packetdrill;
 #[allow(unsafe_code)]

@@ -66,6 +66,18 @@ impl Session {
         bufs: &mut [IoSliceMut<'_>],
         peek: bool,
     ) -> Result<(usize, Header), Errno> {
+        match self.receive_datagram_once(slot, bufs, peek) {
+            Err(Errno::AGAIN) if self.has_come() => self.receive_datagram_once(slot, bufs, peek),
+            outcome => outcome,
+        }
+    }
+
+    fn receive_datagram_once(
+        &self,
+        slot: u32,
+        bufs: &mut [IoSliceMut<'_>],
+        peek: bool,
+    ) -> Result<(usize, Header), Errno> {
         let shared = self.slot(slot)?;
         let ring = self.region().rx(slot).ok_or(Errno::BADF)?;
         if let Some(error) = take_error(shared) {
@@ -175,7 +187,7 @@ impl Session {
         ring.write(at, &[0; 8][..(end - at) as usize]);
         shared.tx_tail.store(end, Ordering::Release);
         drop(held);
-        self.mark(shared, slot);
+        self.mark_now(shared, slot);
         Ok(len)
     }
 

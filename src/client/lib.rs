@@ -31,6 +31,7 @@ pub mod capi;
 mod control;
 pub mod copies;
 mod datagram;
+mod driver;
 #[cfg(test)]
 mod fake;
 mod info;
@@ -50,6 +51,7 @@ mod waiter;
 pub use address::{from_wire, to_wire};
 pub use control::AttachError;
 pub use datagram::DatagramOptions;
+pub use driver::{Driver, Rest, Resting};
 pub use options::Setting;
 pub use readiness::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, POLLRDNORM, POLLWRNORM};
 pub use rustix::io::Errno;

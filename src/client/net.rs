@@ -42,7 +42,7 @@ pub struct Client(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    session: Session,
+    session: Arc<Session>,
     idle: Mutex<Vec<Waiter>>,
 }
 
@@ -68,8 +68,8 @@ impl Client {
 
     /// On a session that exists.
     #[must_use]
-    pub fn over(session: Session) -> Self {
-        Self(Arc::new(Shared { session, idle: Mutex::new(Vec::new()) }))
+    pub fn over(session: impl Into<Arc<Session>>) -> Self {
+        Self(Arc::new(Shared { session: session.into(), idle: Mutex::new(Vec::new()) }))
     }
 
     /// The session below.

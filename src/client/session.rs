@@ -6,6 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::SealFlags;
 use rustix::io::{Errno, FdFlags};
@@ -17,7 +18,8 @@ use sidestep_shm::{Region, Slot};
 
 use crate::address::to_wire;
 use crate::control::{self, AttachError, Descriptors, Packet};
-use crate::sys::{Fd, Patience, close_raw, coarse_ns, errno, high_numbers_from, move_high};
+use crate::driver::{Driver, Resting};
+use crate::sys::{Fd, Patience, close_raw, coarse_ns, errno, high_numbers_from, move_high, yield_now};
 
 /// How long a heartbeat must have been seen not to move before it counts against the engine, in nanoseconds. Without
 /// it, a host on which both sides were frozen (SIGSTOP, cgroup freezer) and the program runs first would see a dead
@@ -48,6 +50,9 @@ pub struct Session {
     talking: AtomicU32,
     /// Engine and program are one process: requests are answered inside the call, and there is no connection.
     in_process: Option<Box<dyn InProcess>>,
+    /// The engine is in this process and its shards are run by whoever waits. Off again in a child of fork.
+    driver: OnceLock<Arc<dyn Driver>>,
+    is_driven: AtomicBool,
     /// Round robin over shards, for connect and accept.
     pub(crate) turn: AtomicU32,
 }
@@ -253,6 +258,8 @@ impl Session {
             stale_since: AtomicU64::new(0),
             talking: AtomicU32::new(0),
             in_process,
+            driver: OnceLock::new(),
+            is_driven: AtomicBool::new(false),
             turn: AtomicU32::new(welcome.process),
         })
     }
@@ -307,7 +314,7 @@ impl Session {
         if self.dead.load(Ordering::Relaxed) {
             return false;
         }
-        if self.in_process.is_some() {
+        if self.in_process.is_some() || self.is_driven.load(Ordering::Relaxed) {
             return true;
         }
         let beat = self.region.header().heartbeat.load(Ordering::Relaxed);
@@ -328,9 +335,67 @@ impl Session {
         false
     }
 
+    /// The engine is in this process, and its shards are run by whoever waits for a socket. Once for a session.
+    pub fn drive_with(&self, driver: Arc<dyn Driver>) {
+        if self.driver.set(driver).is_ok() {
+            self.is_driven.store(true, Ordering::Release);
+        }
+    }
+
+    /// Who runs the engine's shards, if this process has to.
+    #[inline]
+    #[must_use]
+    pub fn driver(&self) -> Option<&dyn Driver> {
+        if self.is_driven.load(Ordering::Relaxed) { self.driver.get().map(|driver| &**driver) } else { None }
+    }
+
+    /// One look at a wait that goes on: runs the shards where this process has to, else lets whoever runs them have
+    /// this core, without which nothing can come where there are few.
+    #[inline]
+    pub fn pause(&self) {
+        match self.driver() {
+            Some(driver) if driver.turn() => {}
+            _ => yield_now(),
+        }
+    }
+
+    /// At the start of a wait: what was sent leaves, and what has come is there.
+    #[inline]
+    pub fn turn(&self) {
+        if let Some(driver) = self.driver() {
+            driver.turn();
+        }
+    }
+
+    /// At the end of a wait that gave `events`: see [`Driver::found`].
+    #[inline]
+    pub fn found(&self, events: usize) {
+        if let Some(driver) = self.driver() {
+            driver.found(events);
+        }
+    }
+
+    /// After a verb that found nothing: whether it is worth another try.
+    #[inline]
+    pub(crate) fn has_come(&self) -> bool {
+        self.driver().is_some_and(Driver::dry)
+    }
+
+    /// Before poll(), after [`crate::Waiter::prepare_sleep`]: until the value is dropped this thread may sleep for the
+    /// engine's shards.
+    pub fn rest(&self) -> Resting<'_> {
+        Resting::begin(self.driver())
+    }
+
     /// The engine is gone: every verb fails from now on.
     pub fn mark_dead(&self) {
         self.dead.store(true, Ordering::Relaxed);
+    }
+
+    /// Detaches before the session is dropped: the engine closes the process's sockets, and every verb fails from now on.
+    pub fn leave(&self) {
+        let _ = rustix::net::shutdown(self.control(), rustix::net::Shutdown::Both);
+        self.mark_dead();
     }
 
     /// Looks, without sleeping, whether the control connection has hung up; marks the engine dead if so. For loops
@@ -370,6 +435,8 @@ impl Session {
     /// # Errors
     /// The engine does not answer; the session is dead then.
     pub fn forked_child(&self, ticket: ForkTicket) -> Result<(), Errno> {
+        // Shards are run where they were made.
+        self.is_driven.store(false, Ordering::Relaxed);
         self.process.store(ticket.process, Ordering::Relaxed);
         self.turn.store(ticket.process, Ordering::Relaxed);
         // Only this thread exists: a conversation that another one had is the parent's.
@@ -381,6 +448,7 @@ impl Session {
 
     /// After a fork for which no ticket could be had, in the child: the child has no part in the parent's sockets.
     pub fn forked_without_ticket(&self) {
+        self.is_driven.store(false, Ordering::Relaxed);
         self.talking.store(0, Ordering::Relaxed);
         self.mark_dead();
         // The number must stay valid and must not be the parent's connection: an end-of-file takes its place.
@@ -481,11 +549,27 @@ impl Session {
 
     /// "Look here": tells the slot's shard, and wakes it if it sleeps.
     pub(crate) fn mark(&self, slot: &Slot, number: u32) {
+        self.tell(slot, number, false);
+    }
+
+    /// The same, and it is to happen soon.
+    pub(crate) fn mark_now(&self, slot: &Slot, number: u32) {
+        self.tell(slot, number, true);
+    }
+
+    #[inline]
+    fn tell(&self, slot: &Slot, number: u32, now: bool) {
         let claimed = slot.shard.load(Ordering::Relaxed);
         // A number beyond the shards can only be damage; the engine drops such a socket, whoever tells it.
         let shard = if claimed < self.region.geometry().shards { claimed } else { 0 };
         let Some(door) = self.region.door(shard) else { return };
         door.dirty.mark(number);
+        if now
+            && let Some(driver) = self.driver()
+            && driver.sent(shard)
+        {
+            return;
+        }
         if door.door.must_ring()
             && let Some(bell) = self.bells.get(shard as usize)
         {

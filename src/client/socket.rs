@@ -220,7 +220,7 @@ impl Session {
         shared.options_version.fetch_add(1, Ordering::Release);
         shared.request.fetch_or(request::CONNECT, Ordering::SeqCst);
         drop(held);
-        self.mark(shared, slot);
+        self.mark_now(shared, slot);
         Ok(())
     }
 
@@ -282,6 +282,13 @@ impl Session {
     /// # Errors
     /// EAGAIN: none waits. EINVAL: not listening. EOPNOTSUPP: datagrams. ENETDOWN.
     pub fn accept(&self, slot: u32) -> Result<(u32, SocketAddr), Errno> {
+        match self.accept_once(slot) {
+            Err(Errno::AGAIN) if self.has_come() => self.accept_once(slot),
+            outcome => outcome,
+        }
+    }
+
+    fn accept_once(&self, slot: u32) -> Result<(u32, SocketAddr), Errno> {
         let listener = self.slot(slot)?;
         let kind = listener.kind.load(Ordering::Relaxed);
         if is_udp(kind) {
@@ -332,7 +339,7 @@ impl Session {
         // Linux sets the flags of an unconnected UDP socket too, and reports ENOTCONN all the same.
         if connected || is_udp(shared.kind.load(Ordering::Relaxed)) {
             shared.request.fetch_or(bits, Ordering::SeqCst);
-            self.mark(shared, slot);
+            self.mark_now(shared, slot);
         }
         if connected && !over { Ok(()) } else { Err(Errno::NOTCONN) }
     }

@@ -104,6 +104,13 @@ impl Session {
     /// EAGAIN: nothing yet. ENOTCONN: not connected. Otherwise the connection's pending error (ECONNRESET, ETIMEDOUT,
     /// ECONNREFUSED, …), once, and only after what had arrived before it.
     pub fn receive(&self, slot: u32, bufs: &mut [IoSliceMut<'_>], peek: bool) -> Result<usize, Errno> {
+        match self.receive_once(slot, bufs, peek) {
+            Err(Errno::AGAIN) if self.has_come() => self.receive_once(slot, bufs, peek),
+            outcome => outcome,
+        }
+    }
+
+    fn receive_once(&self, slot: u32, bufs: &mut [IoSliceMut<'_>], peek: bool) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
         // Before the bytes: a connection that had ended when the ring was still empty gets no more of them.
         let mut state = shared.status.load(Ordering::Acquire);
@@ -214,7 +221,7 @@ impl Session {
         stamps::wrote(shared, tail + done as u64);
         shared.tx_tail.store(tail + done as u64, Ordering::Release);
         drop(held);
-        self.mark(shared, slot);
+        self.mark_now(shared, slot);
         Ok(done)
     }
 }

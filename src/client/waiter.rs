@@ -21,10 +21,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use sidestep_shm::layout::{EventQueue, MAX_EVENT_QUEUES};
 use sidestep_shm::wire::Request;
 
+use crate::driver::Resting;
 use crate::readiness::{POLLERR, POLLHUP};
 use crate::session::Session;
 use crate::stamps;
-use crate::sys::{Deadline, Fd, is_confined, move_high, now_ns, timespec, yield_now};
+use crate::sys::{Deadline, Fd, is_confined, move_high, now_ns, timespec};
 
 /// Longest sleep in one piece, in nanoseconds: then the engine's heartbeat is looked at.
 const NAP_NS: u64 = 1_000_000_000;
@@ -241,6 +242,7 @@ pub(crate) fn wait_for(
     deadline: Option<Deadline>,
     interruptible: bool,
 ) -> Result<u32, Errno> {
+    session.found(1);
     let now = look();
     if now != 0 || deadline.is_some_and(|d| d.0 == 0) {
         return Ok(now);
@@ -264,7 +266,7 @@ fn spin(session: &Session, deadline: Option<Deadline>, look: &dyn Fn() -> u32) -
         }
         // On few cores the engine shares this one: nothing can come before it has run. On many, it costs a few hundred
         // nanoseconds of waiting time.
-        yield_now();
+        session.pause();
         let found = look();
         if found != 0 {
             return found;
@@ -280,6 +282,7 @@ fn sleep(
     look: &dyn Fn() -> u32,
 ) -> Result<u32, Errno> {
     loop {
+        session.turn();
         waiter.harvest(session, usize::MAX, |_| ());
         let found = look();
         if found != 0 {
@@ -292,7 +295,9 @@ fn sleep(
         if !waiter.prepare_sleep(session) {
             continue;
         }
-        let outcome = doze(session, waiter, left);
+        let rest = session.rest();
+        let outcome = if rest.has_work() { Ok(()) } else { doze(session, waiter, &rest, left) };
+        drop(rest);
         waiter.awake(session);
         if outcome == Err(Errno::INTR) && interruptible {
             let found = look();
@@ -302,15 +307,20 @@ fn sleep(
 }
 
 /// Sleeps until the bell rings, the engine hangs up, a signal comes, or `ns` have passed.
-fn doze(session: &Session, waiter: &Waiter, ns: u64) -> Result<(), Errno> {
+fn doze(session: &Session, waiter: &Waiter, rest: &Resting<'_>, ns: u64) -> Result<(), Errno> {
     let mut fds = [
         PollFd::from_borrowed_fd(waiter.fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(session.control(), PollFlags::empty()),
+        PollFd::from_borrowed_fd(rest.wake().unwrap_or(waiter.fd()), PollFlags::IN),
     ];
     // poll() refuses more descriptors than RLIMIT_NOFILE, and confined programs like to set it to the one that they
     // have; the heartbeat then has to tell that the engine is gone.
-    let asked = if is_confined() { &mut fds[..1] } else { &mut fds[..] };
-    match rustix::event::poll(asked, Some(&timespec(ns))) {
+    let asked = match (is_confined(), rest.wake().is_some()) {
+        (true, _) => &mut fds[..1],
+        (false, false) => &mut fds[..2],
+        (false, true) => &mut fds[..],
+    };
+    match rustix::event::poll(asked, Some(&timespec(rest.limit(ns)))) {
         Ok(_) => {
             if fds[1].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
                 session.mark_dead();

@@ -68,7 +68,8 @@ pub(super) struct Book {
     pub listening: bool,
 }
 
-/// Makes the shard of this number read its messages, where no thread of its own does.
+/// Makes the shard of this number read its messages, where no thread of its own does. May leave it to a thread that
+/// turns the shard right now.
 pub type RunMessages = Box<dyn Fn(usize) + Send>;
 
 /// See the module.
@@ -126,7 +127,7 @@ impl Books {
                 let (reply, answer) = sync_channel(1);
                 mailbox.send(make(reply)).ok()?;
                 run(shard);
-                answer.try_recv().ok()
+                answer.recv_timeout(SHARD_PATIENCE).ok()
             }
         };
         if answer.is_none() {

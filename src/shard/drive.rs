@@ -1,9 +1,13 @@
 //! A shard that somebody else drives: what a caller needs that has no thread for it.
 
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
 use sidestep_stack::{Instant, SocketId, Stack};
 
 use super::apps::Kind;
-use super::run::Shard;
+use super::idle::Sleeper;
+use super::run::{Shard, Turn};
 use crate::clock::Clock;
 use crate::port::FrameIo;
 
@@ -55,5 +59,75 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             Kind::Listener(l) => Some(l.id),
             Kind::Datagram(_) | Kind::Over { .. } => None,
         }
+    }
+}
+
+/// A shard on whatever port, turned by whoever waits for it: `crate::library`.
+pub trait Driven: Send {
+    /// As [`Shard::turn`].
+    fn turn(&mut self) -> Turn;
+
+    /// As [`Shard::run_messages`].
+    fn run_messages(&mut self);
+
+    /// Makes what [`Self::sleep_fd`] shows. Once, before the first turn.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    fn start(&mut self) -> std::io::Result<()>;
+
+    /// Polls readable when there is something to do, between [`Self::prepare_sleep`] and [`Self::awake`].
+    fn sleep_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Has everything that may bring work ring. How long the sleep may last; None: there is work now. Either way
+    /// [`Self::awake`] follows.
+    fn prepare_sleep(&mut self) -> Option<Duration>;
+
+    /// Takes that back; `slept`: after a sleep.
+    fn awake(&mut self, slept: bool);
+
+    fn stack(&self) -> &Stack;
+
+    fn stack_mut(&mut self) -> &mut Stack;
+}
+
+impl<P: FrameIo + Send, C: Clock + Send> Driven for Shard<P, C> {
+    fn turn(&mut self) -> Turn {
+        Shard::turn(self)
+    }
+
+    fn run_messages(&mut self) {
+        Shard::run_messages(self);
+    }
+
+    fn start(&mut self) -> std::io::Result<()> {
+        self.make_sleeper()
+    }
+
+    fn sleep_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.apps.sleeper().map(AsFd::as_fd)
+    }
+
+    fn prepare_sleep(&mut self) -> Option<Duration> {
+        if self.pending || !self.close_doors() {
+            return None;
+        }
+        self.counters.sleeps += 1;
+        Some(self.next_deadline().since(self.clock.now()))
+    }
+
+    fn awake(&mut self, slept: bool) {
+        self.open_doors();
+        if slept && let Some(sleeper) = self.apps.sleeper() {
+            Sleeper::drain(sleeper);
+        }
+    }
+
+    fn stack(&self) -> &Stack {
+        Shard::stack(self)
+    }
+
+    fn stack_mut(&mut self) -> &mut Stack {
+        Shard::stack_mut(self)
     }
 }

@@ -57,6 +57,11 @@ impl Sleeper {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
+    /// Takes back what edge-triggered doorbells left to see, without sleeping.
+    pub(super) fn drain(&self) {
+        self.sleep(Duration::ZERO);
+    }
+
     fn sleep(&self, timeout: Duration) {
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
         let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
@@ -71,12 +76,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
     /// # Errors
     /// What can't be slept on.
     pub fn run(mut self, policy: IdlePolicy) -> std::io::Result<()> {
-        let sleeper = Sleeper::new()?;
-        if let Some(fd) = self.port.poll_fd() {
-            sleeper.add_device(fd)?;
-        }
-        sleeper.add_doorbell(self.mailboxes[self.number as usize].wake_fd())?;
-        self.apps.sleep_on(sleeper);
+        self.make_sleeper()?;
 
         let mut idle_turns = 0u32;
         let mut idle_since = Instant::ZERO;
@@ -104,11 +104,35 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         Ok(())
     }
 
+    /// Makes what the shard sleeps on. Before any group is added.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub(super) fn make_sleeper(&mut self) -> std::io::Result<()> {
+        let sleeper = Sleeper::new()?;
+        if let Some(fd) = self.port.poll_fd() {
+            sleeper.add_device(fd)?;
+        }
+        sleeper.add_doorbell(self.mailboxes[self.number as usize].wake_fd())?;
+        self.apps.sleep_on(sleeper);
+        Ok(())
+    }
+
+    /// Closes the doors. False when there is something to do; [`Self::open_doors`] in any case.
+    pub(super) fn close_doors(&mut self) -> bool {
+        let mine = &self.mailboxes[self.number as usize];
+        mine.prepare_sleep() && self.apps.prepare_sleep() && !self.stack.has_output() && !self.port.prepare_sleep()
+    }
+
+    /// Takes that back.
+    pub(super) fn open_doors(&self) {
+        self.mailboxes[self.number as usize].awake();
+        self.apps.awake();
+    }
+
     /// Closes the doors, looks once more, sleeps. False when there was something to do.
     fn sleep(&mut self, now: Instant) -> bool {
-        let mine = &self.mailboxes[self.number as usize];
-        let quiet =
-            mine.prepare_sleep() && self.apps.prepare_sleep() && !self.stack.has_output() && !self.port.prepare_sleep();
+        let quiet = self.close_doors();
         if quiet {
             let timeout = self.next_deadline().since(now);
             if let Some(sleeper) = self.apps.sleeper() {
@@ -116,8 +140,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             }
             self.counters.sleeps += 1;
         }
-        mine.awake();
-        self.apps.awake();
+        self.open_doors();
         quiet
     }
 }

@@ -21,6 +21,7 @@ mod run;
 mod view;
 
 pub(crate) use commands::read_options;
+pub use drive::Driven;
 pub use idle::{IdlePolicy, Sleeper};
 pub use run::{Shard, Turn};
 pub use view::{ShardReport, SocketRow};

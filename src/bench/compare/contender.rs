@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -32,14 +32,23 @@ pub enum Stack {
     KernelPlain,
     /// An engine a side, sharing the core with the program.
     Sidestep,
+    /// An engine in the program of each side, run by the thread that waits.
+    Library,
     /// AF_XDP and no stack.
     Raw,
 }
 
 impl Stack {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Kernel, Self::KernelSpin, Self::KernelTuned, Self::KernelPlain, Self::Sidestep, Self::Raw];
+    pub const ALL: [Self; 7] = [
+        Self::Kernel,
+        Self::KernelSpin,
+        Self::KernelTuned,
+        Self::KernelPlain,
+        Self::Sidestep,
+        Self::Library,
+        Self::Raw,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -49,6 +58,7 @@ impl Stack {
             Self::KernelTuned => "kernel tuned",
             Self::KernelPlain => "kernel plain",
             Self::Sidestep => "sidestep",
+            Self::Library => "library",
             Self::Raw => "raw",
         }
     }
@@ -57,15 +67,12 @@ impl Stack {
     /// No such stack.
     pub fn parse(text: &str) -> Result<Self, String> {
         let word = text.replace('-', " ");
-        if word == "library" {
-            return Err("library mode is not part of this build yet".into());
-        }
         let names = || Self::ALL.map(|s| s.name().replace(' ', "-")).join(", ");
         Self::ALL.into_iter().find(|s| s.name() == word).ok_or_else(|| format!("{text}: must be one of {}", names()))
     }
 
     pub(super) fn is_kernel(self) -> bool {
-        !matches!(self, Self::Sidestep | Self::Raw)
+        !matches!(self, Self::Sidestep | Self::Library | Self::Raw)
     }
 
     /// Why a test makes no sense on this stack.
@@ -79,6 +86,16 @@ impl Stack {
             _ => None,
         }
     }
+}
+
+/// Where the sockets of a measurement's programs are.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    Kernel,
+    /// Control sockets of the two engines.
+    Engine(&'a [PathBuf; 2]),
+    /// Configurations of the two libraries.
+    Library(&'a [PathBuf; 2]),
 }
 
 pub(super) struct Contender<'a> {
@@ -108,18 +125,28 @@ impl Contender<'_> {
         };
         let controls = [folder.0.join("a0.sock"), folder.0.join("b0.sock")];
         let controls = engines.is_some().then_some(&controls);
+        let configs = [folder.0.join("0.toml"), folder.0.join("1.toml")];
+        let place = match (self.stack, controls) {
+            (Stack::Library, _) => {
+                self.write_config(&self.lab.a, 0, &folder)?;
+                self.write_config(&self.lab.b, 1, &folder)?;
+                Place::Library(&configs)
+            }
+            (_, Some(controls)) => Place::Engine(controls),
+            (_, None) => Place::Kernel,
+        };
         let measured = match test {
-            Test::Nginx { connections } => self.nginx(connections, &folder, controls),
-            Test::Redis { connections } => self.redis(connections, &folder, controls),
-            Test::Iperf3 => self.iperf3(controls),
-            _ => self.ours(test, controls),
+            Test::Nginx { connections } => self.nginx(connections, &folder, place),
+            Test::Redis { connections } => self.redis(connections, &folder, place),
+            Test::Iperf3 => self.iperf3(place),
+            _ => self.ours(test, place),
         };
         Ok(Measurement { stack: self.stack.name().into(), ..measured? })
     }
 
     /// Our servers under our load generators.
-    fn ours(&self, test: Test, controls: Option<&[PathBuf; 2]>) -> anyhow::Result<Measurement> {
-        let mut serve = self.bench(&self.lab.a, 0, controls.map(|c| c[0].as_path()), "serve");
+    fn ours(&self, test: Test, place: Place<'_>) -> anyhow::Result<Measurement> {
+        let mut serve = self.bench(&self.lab.a, 0, place, "serve");
         serve.args(["--listen", &format!("{}:7700", self.lab.a.address)]);
         let _server = self.start(serve, 0, "serving", "bench serve")?;
         let (name, connections, size) = match test {
@@ -128,7 +155,7 @@ impl Contender<'_> {
             Test::Udp { connections } => ("udp", connections, SMALL),
             _ => ("stream", 1, 65_536),
         };
-        let mut load = self.bench(&self.lab.b, 1, controls.map(|c| c[1].as_path()), name);
+        let mut load = self.bench(&self.lab.b, 1, place, name);
         load.args([self.lab.a.address, "--rounds", "1", "--quiet", "--json"]);
         load.args(["--connections", &connections.to_string(), "--size", &size.to_string()]);
         load.args(self.times());
@@ -137,12 +164,13 @@ impl Contender<'_> {
     }
 
     /// `sidestep bench WHAT` on this stack.
-    fn bench(&self, side: &Side, n: usize, control: Option<&Path>, what: &str) -> Command {
+    fn bench(&self, side: &Side, n: usize, place: Place<'_>, what: &str) -> Command {
         let mut command = self.sidestep(side);
         command.args(["bench", what, "--cores", &self.plan.cores[n].to_string()]);
-        match control {
-            Some(control) => command.args(["--stack", "sidestep", "--control"]).arg(control),
-            None => command.args(["--stack", "kernel"]),
+        match place {
+            Place::Engine(controls) => command.args(["--stack", "sidestep", "--control"]).arg(&controls[n]),
+            Place::Library(configs) => command.args(["--stack", "library", "--config"]).arg(&configs[n]),
+            Place::Kernel => command.args(["--stack", "kernel"]),
         };
         match self.stack {
             Stack::KernelSpin => command.arg("--spin"),
@@ -201,7 +229,8 @@ impl Contender<'_> {
         side.command(&self.plan.binary.to_string_lossy())
     }
 
-    fn engine(&self, side: &Side, n: usize, folder: &Folder) -> anyhow::Result<Running> {
+    /// The configuration of side `n`, in `folder`.
+    fn write_config(&self, side: &Side, n: usize, folder: &Folder) -> anyhow::Result<PathBuf> {
         let file = folder.0.join(format!("{n}.toml"));
         let control = folder.0.join(if n == 0 { "a0.sock" } else { "b0.sock" });
         let (core, frame_bytes) = (self.plan.cores[n], if self.plan.mtu > 1500 { 4096 } else { 2048 });
@@ -211,21 +240,33 @@ impl Contender<'_> {
             side.device, side.address
         );
         fs::write(&file, text).with_context(|| file.display().to_string())?;
+        Ok(file)
+    }
+
+    fn engine(&self, side: &Side, n: usize, folder: &Folder) -> anyhow::Result<Running> {
+        let file = self.write_config(side, n, folder)?;
         let mut command = self.sidestep(side);
         command.arg("up").arg("-c").arg(&file);
         self.start(command, n, "sidestep: ready", "the engine")
     }
 
     /// A command for a program on this stack.
-    pub(super) fn program(&self, side: &Side, control: Option<&PathBuf>, program: &str) -> Command {
-        match control {
-            None => side.command(program),
-            Some(control) => {
-                let mut command = self.sidestep(side);
-                command.args(["run", "--attach"]).arg(control).args(["--", program]);
-                command
+    pub(super) fn program(&self, side: &Side, n: usize, place: Place<'_>, program: &str) -> Command {
+        if matches!(place, Place::Kernel) {
+            return side.command(program);
+        }
+        let mut command = self.sidestep(side);
+        match place {
+            Place::Kernel => {}
+            Place::Engine(controls) => {
+                command.args(["run", "--attach"]).arg(&controls[n]);
+            }
+            Place::Library(configs) => {
+                command.args(["run", "--library", "-c"]).arg(&configs[n]);
             }
         }
+        command.args(["--", program]);
+        command
     }
 
     /// Starts a program on core `n` and waits until a line of its output begins with `ready` ("" for at once).

@@ -223,7 +223,7 @@ impl Stack {
         match self {
             Self::Kernel | Self::KernelSpin => Offloads::Default,
             Self::KernelTuned => Offloads::All,
-            Self::KernelPlain | Self::Sidestep | Self::Raw => Offloads::None,
+            Self::KernelPlain | Self::Sidestep | Self::Library | Self::Raw => Offloads::None,
         }
     }
 }

@@ -1,14 +1,13 @@
 //! Unmodified programs under the load generators that their users know.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::contender::Contender;
+use super::contender::{Contender, Place};
 use crate::bench::cpu::CpuTimes;
 use crate::bench::lab::Folder;
 use crate::bench::measure::Measurement;
@@ -21,17 +20,14 @@ const REDIS_GUESS: f64 = 80_000.0;
 const PAGE: &str = "Hello from the laboratory\\n";
 
 impl Contender<'_> {
-    pub(super) fn nginx(
-        &self,
-        connections: u32,
-        folder: &Folder,
-        controls: Option<&[PathBuf; 2]>,
-    ) -> anyhow::Result<Measurement> {
+    pub(super) fn nginx(&self, connections: u32, folder: &Folder, place: Place<'_>) -> anyhow::Result<Measurement> {
         let (a, b) = (&self.lab.a, &self.lab.b);
         let file = folder.0.join("nginx.conf");
         let dir = folder.0.display();
+        // A process that only watches over another would have the engine, and its worker would be the engine's guest.
+        let master = if matches!(place, Place::Library(_)) { "master_process off;\n" } else { "" };
         let text = format!(
-            "daemon off;\nuser root;\nworker_processes 1;\npid {dir}/nginx.pid;\nerror_log stderr crit;\n\
+            "daemon off;\n{master}user root;\nworker_processes 1;\npid {dir}/nginx.pid;\nerror_log stderr crit;\n\
              events {{ worker_connections 8192; }}\nhttp {{\n  access_log off;\n  keepalive_requests 1000000000;\n  \
              client_body_temp_path {dir}/body;\n  proxy_temp_path {dir}/proxy;\n  fastcgi_temp_path {dir}/fastcgi;\n  \
              uwsgi_temp_path {dir}/uwsgi;\n  scgi_temp_path {dir}/scgi;\n  server {{ listen {}:8080; location / {{ \
@@ -39,12 +35,12 @@ impl Contender<'_> {
             a.address
         );
         fs::write(&file, text).with_context(|| file.display().to_string())?;
-        let mut server = self.program(a, controls.map(|c| &c[0]), "nginx");
+        let mut server = self.program(a, 0, place, "nginx");
         server.arg("-c").arg(&file).args(["-e", "stderr"]);
         let _server = self.start(server, 0, "", "nginx")?;
         let seconds = self.plan.time.as_secs().max(1);
         let load = |seconds: u64| {
-            let mut wrk = self.program(b, controls.map(|c| &c[1]), "wrk");
+            let mut wrk = self.program(b, 1, place, "wrk");
             wrk.args(["-t", "1", "-c", &connections.to_string(), "-d", &format!("{seconds}s"), "--latency"]);
             wrk.arg(format!("http://{}:8080/", a.address));
             wrk
@@ -56,19 +52,14 @@ impl Contender<'_> {
         Ok(m)
     }
 
-    pub(super) fn redis(
-        &self,
-        connections: u32,
-        folder: &Folder,
-        controls: Option<&[PathBuf; 2]>,
-    ) -> anyhow::Result<Measurement> {
+    pub(super) fn redis(&self, connections: u32, folder: &Folder, place: Place<'_>) -> anyhow::Result<Measurement> {
         let (a, b) = (&self.lab.a, &self.lab.b);
-        let mut server = self.program(a, controls.map(|c| &c[0]), "redis-server");
+        let mut server = self.program(a, 0, place, "redis-server");
         server.args(["--bind", a.address, "--port", "6379", "--save", "", "--appendonly", "no"]);
         server.args(["--protected-mode", "no", "--dir"]).arg(&folder.0);
         let _server = self.start(server, 0, "eady to accept connections", "redis-server")?;
         let requests = (REDIS_GUESS * self.plan.time.as_secs_f64()) as u64;
-        let mut load = self.program(b, controls.map(|c| &c[1]), "redis-benchmark");
+        let mut load = self.program(b, 1, place, "redis-benchmark");
         load.args(["-h", a.address, "-p", "6379", "-c", &connections.to_string(), "-t", "get", "--csv", "-n"]);
         load.arg(requests.to_string());
         let (text, cpu) = self.with_cpu(load, "redis-benchmark")?;
@@ -77,12 +68,12 @@ impl Contender<'_> {
         Ok(m)
     }
 
-    pub(super) fn iperf3(&self, controls: Option<&[PathBuf; 2]>) -> anyhow::Result<Measurement> {
+    pub(super) fn iperf3(&self, place: Place<'_>) -> anyhow::Result<Measurement> {
         let (a, b) = (&self.lab.a, &self.lab.b);
-        let mut server = self.program(a, controls.map(|c| &c[0]), "iperf3");
+        let mut server = self.program(a, 0, place, "iperf3");
         server.args(["-s", "-B", a.address, "--forceflush"]);
         let _server = self.start(server, 0, "listening", "iperf3 -s")?;
-        let mut load = self.program(b, controls.map(|c| &c[1]), "iperf3");
+        let mut load = self.program(b, 1, place, "iperf3");
         load.args(["-c", a.address, "-J", "-t", &self.plan.time.as_secs().max(1).to_string()]);
         let (text, cpu) = self.with_cpu(load, "iperf3")?;
         let value: Value = serde_json::from_str(&text).context("read what iperf3 said")?;

@@ -1,4 +1,4 @@
-//! Sockets of a running engine, through the client crate.
+//! Sockets of a running engine, or of one in this process, through the client crate.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
@@ -82,8 +82,8 @@ impl EngineNet {
             if waiter.is_dirty(&self.session) {
                 return true;
             }
-            // The engine may share this core.
-            rustix::thread::sched_yield();
+            // The engine may share this core, or be this thread's to run.
+            self.session.pause();
         }
         false
     }
@@ -93,15 +93,21 @@ impl EngineNet {
         if !waiter.prepare_sleep(&self.session) {
             return;
         }
-        let left = until.saturating_sub(now_ns());
+        let rest = self.session.rest();
+        let left = if rest.has_work() { 0 } else { rest.limit(until.saturating_sub(now_ns())) };
         let limit = Timespec { tv_sec: (left / 1_000_000_000).cast_signed(), tv_nsec: (left % 1_000_000_000) as i64 };
         let mut fds = [
             PollFd::from_borrowed_fd(waiter.fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.session.control(), PollFlags::empty()),
+            PollFd::from_borrowed_fd(rest.wake().unwrap_or(waiter.fd()), PollFlags::IN),
         ];
-        if poll(&mut fds, Some(&limit)).is_ok() && fds[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+        let asked = if rest.wake().is_some() { 3 } else { 2 };
+        let polled = left == 0 || poll(&mut fds[..asked], Some(&limit)).is_ok();
+        if polled && fds[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
             self.session.mark_dead();
         }
+        drop(rest);
+        self.session.turn();
         waiter.awake(&self.session);
     }
 }
@@ -182,8 +188,10 @@ impl Net for EngineNet {
 
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
         ready.clear();
+        self.session.turn();
         self.collect(ready);
         if !ready.is_empty() {
+            self.session.found(ready.len());
             return Ok(());
         }
         if !self.session.is_alive() {
@@ -195,7 +203,7 @@ impl Net for EngineNet {
         }
         if self.waiting.spin {
             // The engine may share this core: nothing can come before it has run.
-            rustix::thread::sched_yield();
+            self.session.pause();
             return Ok(());
         }
         let until = now_ns().saturating_add(timeout.as_nanos() as u64);
@@ -203,6 +211,7 @@ impl Net for EngineNet {
             self.sleep(until);
         }
         self.collect(ready);
+        self.session.found(ready.len());
         Ok(())
     }
 }

@@ -165,6 +165,10 @@ impl RunArgs {
         let outcome = match self.stack.stack {
             Stack::Kernel => run(load, self.stack.kernel(), &mut progress, &stop),
             Stack::Sidestep => run(load, self.stack.engine()?, &mut progress, &stop),
+            Stack::Library => {
+                let library = self.stack.library()?;
+                run(load, self.stack.on_library(&library), &mut progress, &stop)
+            }
         };
         line.end();
         let outcome = outcome.with_context(|| format!("bench {} on {}", load.test.name(), self.stack.stack.name()))?;

@@ -8,6 +8,7 @@ mod serve;
 mod show;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use sidestep::bench::net::{EngineNet, KernelNet, Waiting};
+use sidestep::library::Library;
 use sidestep_client::Session;
 
 use super::signals::Signals;
-use super::{Failure, control_or_default};
+use super::{Failure, control_or_default, load as load_config};
 
 /// First port of `bench serve` unless told otherwise.
 const PORT: u16 = 7700;
@@ -59,12 +61,15 @@ pub enum Bench {
 /// Whose sockets.
 #[derive(Clone, Debug, Args)]
 pub struct StackArgs {
-    /// Whose sockets: kernel, sidestep (a running engine)
+    /// Whose sockets: kernel, sidestep (a running engine), library (an engine in this process, run by its threads)
     #[arg(long, value_name = "STACK", default_value = "kernel", value_parser = stack)]
     stack: Stack,
     /// With --stack sidestep: control socket of the engine [default: $SIDESTEP_SOCKET, else /run/sidestep/engine.sock]
     #[arg(long, value_name = "SOCKET")]
     control: Option<String>,
+    /// With --stack library: the configuration of the engine in this process
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Never sleep while waiting: a whole core a thread
     #[arg(long)]
     spin: bool,
@@ -80,6 +85,7 @@ pub struct StackArgs {
 pub enum Stack {
     Kernel,
     Sidestep,
+    Library,
 }
 
 impl Stack {
@@ -87,6 +93,7 @@ impl Stack {
         match self {
             Self::Kernel => "kernel",
             Self::Sidestep => "sidestep",
+            Self::Library => "library",
         }
     }
 }
@@ -95,10 +102,8 @@ fn stack(word: &str) -> Result<Stack, String> {
     match word {
         "kernel" => Ok(Stack::Kernel),
         "sidestep" => Ok(Stack::Sidestep),
-        "library" => Err("library mode (the whole engine in this process) is not part of this build yet; \
-                          `--stack sidestep` runs on an engine (`sidestep up`)"
-            .into()),
-        _ => Err("must be kernel or sidestep".into()),
+        "library" => Ok(Stack::Library),
+        _ => Err("must be kernel, sidestep or library".into()),
     }
 }
 
@@ -130,13 +135,16 @@ impl StackArgs {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        if self.stack == Stack::Sidestep && self.busy_poll > 0 {
+        if self.stack != Stack::Kernel && self.busy_poll > 0 {
             return Err(Failure::usage(
                 "--busy-poll is for --stack kernel; an engine has `busy_poll` in its configuration",
             ));
         }
-        if self.stack == Stack::Kernel && self.control.is_some() {
+        if self.stack != Stack::Sidestep && self.control.is_some() {
             return Err(Failure::usage("--control names an engine: it goes with --stack sidestep"));
+        }
+        if (self.stack == Stack::Library) != self.config.is_some() {
+            return Err(Failure::usage("--config FILE and --stack library go together"));
         }
         Ok(())
     }
@@ -144,6 +152,17 @@ impl StackArgs {
     fn kernel(&self) -> impl Fn() -> std::io::Result<KernelNet> + Sync + use<> {
         let waiting = self.waiting();
         move || KernelNet::new(waiting)
+    }
+
+    /// The engine in this process. It lives as long as the value.
+    fn library(&self) -> Result<Library, Failure> {
+        let file = self.config.as_deref().ok_or_else(|| Failure::usage("--stack library takes --config FILE"))?;
+        Ok(Library::start(&load_config(file)?)?)
+    }
+
+    fn on_library(&self, library: &Library) -> impl Fn() -> std::io::Result<EngineNet> + Sync + use<> {
+        let (session, waiting) = (Arc::clone(library.session()), self.waiting());
+        move || EngineNet::new(Arc::clone(&session), waiting)
     }
 
     fn engine(&self) -> Result<impl Fn() -> std::io::Result<EngineNet> + Sync + use<>, Failure> {
@@ -192,9 +211,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn library_is_refused_with_the_reason() {
-        assert!(stack("library").unwrap_err().contains("not part of this build yet"));
-        assert_eq!(stack("sidestep"), Ok(Stack::Sidestep));
+    fn stacks_are_named() {
+        assert_eq!(stack("library"), Ok(Stack::Library));
+        assert!(stack("lwip").is_err());
     }
 
     #[test]

@@ -37,6 +37,10 @@ pub fn main(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let served = match args.stack.stack {
         Stack::Kernel => serve(args, base, &args.stack.kernel(), &stop),
         Stack::Sidestep => serve(args, base, &args.stack.engine()?, &stop),
+        Stack::Library => {
+            let library = args.stack.library()?;
+            serve(args, base, &args.stack.on_library(&library), &stop)
+        }
     };
     served.map(|()| ExitCode::SUCCESS).context("bench serve").map_err(Into::into)
 }

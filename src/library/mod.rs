@@ -1,0 +1,291 @@
+//! The whole engine in the program's own process: the thread that would sleep in a call runs the stack itself, so that
+//! between the frame and the program there is no other thread, no doorbell and no context switch.
+//!
+//! ```text
+//!   program's threads                          helper (one thread)             control (one thread)
+//!      │ send ────────┐                           │ when none of them turns        │ bind, listen, tools,
+//!      │ wait ──┐     │                           │                               │ children of fork
+//!      ▼        ▼     ▼                           ▼                               ▼
+//!   [`Session`] [`Seats`]: a lock a shard, held for one turn  ◀──────────────── messages
+//!                     │
+//!                     ▼
+//!                  Shard (the same as an engine's) ── AF_XDP
+//! ```
+//!
+//! In: a configuration. Out: a [`Session`], with all the verbs that there are on a running engine; what waits
+//! ([`sidestep_client::wait()`], [`sidestep_client::net`], the C API) runs the shards while it waits. Everything else
+//! is an engine's: device, steering, heartbeat, control socket. So `sidestep ss` and `sidestep stats` show a library,
+//! and processes that this one forks attach to it over the control socket.
+//!
+//! ```no_run
+//! use sidestep::library::Library;
+//!
+//! let library = Library::from_toml("[[interface]]\nname = \"eth1\"\naddresses = [\"10.0.0.2/24\"]\n")?;
+//! println!("sidestep ss --control {}", library.control());
+//! let listener = sidestep_client::net::TcpListener::bind(&library.client(), "10.0.0.2:80".parse()?)?;
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+
+mod helper;
+mod parking;
+mod seats;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use sidestep_client::net::Client;
+use sidestep_client::shm::wire::inspect as question;
+use sidestep_client::{Driver, Rest, Session};
+
+use crate::config::{Config, Poll};
+use crate::control::inspect as ask;
+use crate::engine::Engine;
+use crate::shard::Driven;
+
+pub use seats::Seats;
+
+/// Begin of the control sockets' names where the configuration has none; the process id and a number follow.
+pub const CONTROL_PREFIX: &str = "@sidestep-lib-";
+
+/// How long a library that ends waits for its last bytes to leave.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// While another thread sleeps for the shards, one with its own loop only has to look again so often, in nanoseconds.
+const FOLLOW_NS: u64 = 1_000_000;
+
+/// What [`Library::before_poll`] says.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct BeforePoll {
+    /// How long poll() may take at most, in nanoseconds.
+    pub timeout_ns: u64,
+    /// Whether [`Library::poll_fd`] belongs into the set: if not, another thread turns the shards.
+    pub leads: bool,
+}
+
+/// An engine in this process. Dropping it says goodbye to peers (5 s at most) and gives the device back; sessions that are
+/// left then give ENETDOWN.
+pub struct Library {
+    session: Option<Arc<Session>>,
+    seats: Arc<Seats>,
+    helper: Option<JoinHandle<()>>,
+    engine: Option<Engine>,
+    control: String,
+    pid: u32,
+}
+
+impl Library {
+    /// Starts an engine by `config`. Several in one process work, each with an interface of its own.
+    ///
+    /// # Errors
+    /// What failed, on what, and what to do; nothing is left behind.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::start_in(config, 0)
+    }
+
+    /// The same, and its session is of `group` (0: of a group of its own).
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(config: &Config, group: u128) -> anyhow::Result<Self> {
+        Self::begin(config, group, Vec::new())
+    }
+
+    /// The same on wires that exist instead of a device: a connected Unix socket (seqpacket or datagram) for each
+    /// queue, one frame a message. The interface's backend must be "pipe".
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(config: &Config, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
+        Self::begin(config, 0, wires)
+    }
+
+    fn begin(config: &Config, group: u128, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mut config = config.clone();
+        if config.engine.control.is_none() {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            config.engine.control = Some(format!("{CONTROL_PREFIX}{}-{number}", std::process::id()));
+        }
+        let spin = config.interfaces.first().map_or(Duration::ZERO, |i| match i.poll {
+            Poll::Busy => Duration::MAX,
+            Poll::Adaptive => i.spin,
+            Poll::Interrupt => Duration::ZERO,
+        });
+        // The program's signals are for the program's threads.
+        threads::without_signals(|| {
+            let engine = Engine::start_driven(&config, wires)?;
+            let seats = Arc::clone(engine.seats().context("an engine without shards")?);
+            let control = engine.control().to_owned();
+            let mut library = Self {
+                session: None,
+                seats: Arc::clone(&seats),
+                helper: None,
+                engine: Some(engine),
+                control,
+                pid: std::process::id(),
+            };
+            let helped = Arc::clone(&seats);
+            let helper = std::thread::Builder::new().name("sidestep-helper".into());
+            library.helper = Some(helper.spawn(move || helper::run(&helped, spin))?);
+            library.session = Some(Arc::new(library.attach(group)?));
+            Ok(library)
+        })
+    }
+
+    /// The same by a configuration as text.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and what is wrong with the text, with its line.
+    pub fn from_toml(text: &str) -> anyhow::Result<Self> {
+        Self::start(&Config::parse(text, "the configuration")?)
+    }
+
+    /// The same by a configuration in a file.
+    ///
+    /// # Errors
+    /// As [`Self::from_toml`].
+    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
+        Self::start(&Config::from_file(path)?)
+    }
+
+    /// This process's sockets.
+    ///
+    /// # Panics
+    /// Never: it is there from start to drop.
+    #[must_use]
+    pub fn session(&self) -> &Arc<Session> {
+        self.session.as_ref().expect("there until it is dropped")
+    }
+
+    /// The same as sockets with methods of their own.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::over(Arc::clone(self.session()))
+    }
+
+    /// One more session, of `group` (0: of a group of its own).
+    ///
+    /// # Errors
+    /// The group is full.
+    pub fn attach(&self, group: u128) -> anyhow::Result<Session> {
+        let session = Session::attach(&self.control, group)?;
+        session.drive_with(Arc::clone(&self.seats) as Arc<dyn Driver>);
+        Ok(session)
+    }
+
+    /// Name of the control socket, for `sidestep ss --control`.
+    #[must_use]
+    pub fn control(&self) -> &str {
+        &self.control
+    }
+
+    /// Number of shards: one for each queue.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// One turn of every shard that no other thread turns now: frames in, what programs want, frames out. True:
+    /// something was done. For programs with a loop of their own.
+    pub fn turn(&self) -> bool {
+        self.seats.turn_all(true) == seats::Outcome::Worked
+    }
+
+    /// Before a program's own poll(): has the shards make [`Self::poll_fd`] readable. None: there is work, turn first.
+    /// Otherwise [`Self::after_poll`] must follow, with what this gave.
+    #[must_use]
+    pub fn before_poll(&self) -> Option<BeforePoll> {
+        match self.seats.prepare_sleep() {
+            Rest::Work => None,
+            Rest::Lead { timeout_ns, .. } => Some(BeforePoll { timeout_ns, leads: true }),
+            Rest::Follow => Some(BeforePoll { timeout_ns: FOLLOW_NS, leads: false }),
+        }
+    }
+
+    /// Takes back what [`Self::before_poll`] did.
+    pub fn after_poll(&self, before: BeforePoll) {
+        let rest = if before.leads { Rest::Lead { wake: self.poll_fd(), timeout_ns: 0 } } else { Rest::Follow };
+        self.seats.awake(&rest);
+    }
+
+    /// Readable when a shard has something to do. Only to be polled.
+    #[must_use]
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.seats.wake()
+    }
+
+    /// Calls `with` with shard `n` between two of its turns. None: no such shard.
+    pub fn with_shard<R>(&self, n: usize, with: impl FnOnce(&mut dyn Driven) -> R) -> Option<R> {
+        self.seats.with(n, with)
+    }
+
+    /// What `sidestep stats --json` prints.
+    ///
+    /// # Errors
+    /// The library is over.
+    pub fn stats(&self) -> anyhow::Result<String> {
+        ask(&self.control, question::STATS)
+    }
+
+    /// What `sidestep ss --json` prints.
+    ///
+    /// # Errors
+    /// As [`Self::stats`].
+    pub fn sockets(&self) -> anyhow::Result<String> {
+        ask(&self.control, question::SOCKETS)
+    }
+
+    /// What `sidestep latency --json` prints.
+    ///
+    /// # Errors
+    /// As [`Self::stats`].
+    pub fn latency(&self) -> anyhow::Result<String> {
+        ask(&self.control, question::LATENCY)
+    }
+
+    /// Whether a part of the engine broke: every socket gives errors then.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.seats.is_over() || self.engine.as_ref().is_none_or(Engine::has_failed)
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            // A child of fork: the engine is the parent's, and its threads aren't here.
+            std::mem::forget((self.engine.take(), self.helper.take(), self.session.take()));
+            return;
+        }
+        if let Some(session) = self.session.take() {
+            // Whoever else has it loses it all the same; the sockets that are left end as at the end of a process.
+            session.leave();
+        }
+        if let Some(engine) = &self.engine {
+            let until = sidestep_client::now_ns() + u64::try_from(FLUSH.as_nanos()).unwrap_or(u64::MAX);
+            // The control thread has to notice that the session is gone.
+            while !self.seats.is_over() && (engine.programs() > 0 || engine.open_connections() > 0) {
+                if sidestep_client::now_ns() > until {
+                    break;
+                }
+                if !self.turn() {
+                    std::thread::park_timeout(Duration::from_micros(200));
+                }
+            }
+        }
+        drop(self.engine.take());
+        self.seats.close();
+        if let Some(helper) = self.helper.take() {
+            let _ = helper.join();
+        }
+    }
+}

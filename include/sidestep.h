@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -75,6 +76,37 @@ ssize_t ss_sendto(ss_sock *sock, const void *buf, size_t len, int flags, const s
 ssize_t ss_recv(ss_sock *sock, void *buf, size_t len, int flags);
 ssize_t ss_recvfrom(ss_sock *sock, void *buf, size_t len, int flags, struct sockaddr *address,
                     socklen_t *address_len);
+
+/*
+ * Receiving without a copy. Lends what has arrived: writes to PIECES[0] and PIECES[1] where it lies (the second is
+ * empty unless it goes over the end of a ring) and returns how many bytes that is; 0: the peer has finished, or a
+ * datagram is empty. Waits as ss_recv() does; FLAGS: MSG_DONTWAIT. Of a stream this may be less than there is; of
+ * datagrams it is one, and its sender goes to ADDRESS (both may be NULL).
+ *
+ * The bytes are to be read only, by any thread, until ss_recv_done() or ss_close(). Until then nothing else can be
+ * received from the socket: other calls fail with EBUSY. Sending goes on.
+ */
+ssize_t ss_recv_zc(ss_sock *sock, struct iovec pieces[2], int flags, struct sockaddr *address, socklen_t *address_len);
+
+/*
+ * Gives back what ss_recv_zc() lent. The first USED bytes were read; the rest comes again. A datagram is done with
+ * whatever USED is. EINVAL: more than was lent (which stays lent then), or nothing was.
+ */
+int ss_recv_done(ss_sock *sock, size_t used);
+
+/*
+ * Sending without a copy, on streams. Lends room for up to WANT bytes in the stream's own buffer, writes to PIECES[0]
+ * and PIECES[1] where it is, and returns how much there is, at least 1. Waits for room as ss_send() does; FLAGS:
+ * MSG_DONTWAIT, MSG_NOSIGNAL. Until ss_send_commit() other sends on the socket fail with EBUSY; receiving goes on.
+ */
+ssize_t ss_send_reserve(ss_sock *sock, size_t want, struct iovec pieces[2], int flags);
+
+/*
+ * Sends the first WRITTEN bytes of that room and gives the rest back; 0 sends nothing. FLAGS: MSG_MORE, MSG_NOSIGNAL.
+ * EINVAL: more than was lent (which stays lent then), or nothing was. EPIPE, ECONNRESET, ...: the connection ended
+ * meanwhile; nothing was sent and the room is given back.
+ */
+int ss_send_commit(ss_sock *sock, size_t written, int flags);
 
 /* shutdown(2): SHUT_RD, SHUT_WR, SHUT_RDWR. */
 int ss_shutdown(ss_sock *sock, int how);

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod load;
 pub mod measure;
 pub mod net;
+pub mod program;
 pub mod raw;
 pub mod replay;
 pub mod report;

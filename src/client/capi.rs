@@ -1,28 +1,43 @@
 //! The C API of `include/sidestep.h`, which documents it. Nothing here unwinds into C.
 #![allow(non_camel_case_types)]
 
-use core::cell::{Cell, RefCell};
+mod border;
+mod zero_copy;
+
+use core::cell::Cell;
 use core::ffi::{CStr, c_char, c_int, c_void};
-use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use core::time::Duration;
-use std::ffi::CString;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 use sidestep_shm::slot::{kind, option};
 
+use crate::borrow::Borrowed;
 use crate::net::{Client, PollEntry, Socket};
+use border::{LAST, TEXT, bad, bytes, bytes_mut, guard, note, read_address, socket, write_address};
+pub use zero_copy::{ss_recv_done, ss_recv_zc, ss_send_commit, ss_send_reserve};
 
 /// `struct ss_engine`.
 pub struct ss_engine(Client);
 
 /// `struct ss_sock`.
-pub struct ss_sock(Socket);
+pub struct ss_sock {
+    socket: Socket,
+    /// What `ss_recv_zc` and `ss_send_reserve` lent.
+    received: Mutex<Option<Borrowed>>,
+    reserved: Mutex<Option<Borrowed>>,
+}
+
+impl ss_sock {
+    fn boxed(socket: Socket) -> *mut Self {
+        Box::into_raw(Box::new(Self { socket, received: Mutex::new(None), reserved: Mutex::new(None) }))
+    }
+}
 
 impl AsRef<Socket> for ss_sock {
     fn as_ref(&self) -> &Socket {
-        &self.0
+        &self.socket
     }
 }
 
@@ -34,126 +49,10 @@ pub struct ss_pollfd {
     revents: c_int,
 }
 
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
 const MSG_PEEK: c_int = 0x2;
 const MSG_DONTWAIT: c_int = 0x40;
 const MSG_NOSIGNAL: c_int = 0x4000;
 const MSG_MORE: c_int = 0x8000;
-
-thread_local! {
-    static LAST: Cell<c_int> = const { Cell::new(0) };
-    static TEXT: RefCell<CString> = RefCell::new(CString::default());
-}
-
-/// Notes an error for `ss_errno` and `ss_strerror`.
-fn note(errno: c_int, text: String) {
-    LAST.with(|l| l.set(errno));
-    TEXT.with(|t| *t.borrow_mut() = CString::new(text).unwrap_or_default());
-}
-
-/// Runs `f`; an error or a panic is noted and becomes -1.
-fn guard(f: impl FnOnce() -> io::Result<isize>) -> isize {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(Ok(n)) => n,
-        Ok(Err(e)) => {
-            note(e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()), e.to_string());
-            -1
-        }
-        Err(_) => {
-            note(Errno::IO.raw_os_error(), "a bug in Sidestep: please report it".to_owned());
-            -1
-        }
-    }
-}
-
-fn bad<T>(errno: Errno) -> io::Result<T> {
-    Err(errno.into())
-}
-
-/// # Safety
-/// `sock` is null or a socket that was not closed.
-unsafe fn socket<'a>(sock: *mut ss_sock) -> io::Result<&'a Socket> {
-    // SAFETY: the caller's word.
-    unsafe { sock.as_ref() }.map_or_else(|| bad(Errno::BADF), |s| Ok(&s.0))
-}
-
-/// # Safety
-/// `buf` is null or points to `len` readable bytes.
-unsafe fn bytes<'a>(buf: *const c_void, len: usize) -> io::Result<&'a [u8]> {
-    match (buf.is_null(), len) {
-        (_, 0) => Ok(&[]),
-        (true, _) => bad(Errno::FAULT),
-        // SAFETY: the caller's word; longer than isize::MAX can't be an object, so it is cut.
-        _ => Ok(unsafe { core::slice::from_raw_parts(buf.cast(), len.min(isize::MAX as usize)) }),
-    }
-}
-
-/// # Safety
-/// `buf` is null or points to `len` writable bytes that nobody else uses meanwhile.
-unsafe fn bytes_mut<'a>(buf: *mut c_void, len: usize) -> io::Result<&'a mut [u8]> {
-    match (buf.is_null(), len) {
-        (_, 0) => Ok(&mut []),
-        (true, _) => bad(Errno::FAULT),
-        // SAFETY: as in `bytes`. C hands in memory that may not be written yet; it is only written to.
-        _ => Ok(unsafe { core::slice::from_raw_parts_mut(buf.cast(), len.min(isize::MAX as usize)) }),
-    }
-}
-
-/// Reads a `struct sockaddr_in` or `sockaddr_in6`.
-///
-/// # Safety
-/// `at` is null or points to `len` readable bytes.
-unsafe fn read_address(at: *const c_void, len: u32) -> io::Result<SocketAddr> {
-    // SAFETY: the caller's word.
-    let b = unsafe { bytes(at, len as usize) }?;
-    let family = b.first_chunk().map(|f| u16::from_ne_bytes(*f));
-    match family {
-        Some(AF_INET) if b.len() >= 16 => {
-            let ip = Ipv4Addr::new(b[4], b[5], b[6], b[7]);
-            Ok(SocketAddrV4::new(ip, u16::from_be_bytes([b[2], b[3]])).into())
-        }
-        Some(AF_INET6) if b.len() >= 28 => {
-            let ip: [u8; 16] = b[8..24].try_into().unwrap_or_default();
-            let scope = u32::from_ne_bytes([b[24], b[25], b[26], b[27]]);
-            Ok(SocketAddrV6::new(Ipv6Addr::from(ip), u16::from_be_bytes([b[2], b[3]]), 0, scope).into())
-        }
-        Some(AF_INET | AF_INET6) | None => bad(Errno::INVAL),
-        Some(_) => bad(Errno::AFNOSUPPORT),
-    }
-}
-
-/// Writes an address as the kernel does: cut to `*len` bytes, the full length left in `*len`.
-///
-/// # Safety
-/// Both null, or `len` points to a length and `at` to that many writable bytes.
-unsafe fn write_address(address: SocketAddr, at: *mut c_void, len: *mut u32) -> io::Result<()> {
-    if at.is_null() && len.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the caller's word.
-    let Some(len) = (unsafe { len.as_mut() }) else { return bad(Errno::FAULT) };
-    let mut b = [0u8; 28];
-    let size = match address {
-        SocketAddr::V4(a) => {
-            b[..2].copy_from_slice(&AF_INET.to_ne_bytes());
-            b[4..8].copy_from_slice(&a.ip().octets());
-            16
-        }
-        SocketAddr::V6(a) => {
-            b[..2].copy_from_slice(&AF_INET6.to_ne_bytes());
-            b[8..24].copy_from_slice(&a.ip().octets());
-            b[24..28].copy_from_slice(&a.scope_id().to_ne_bytes());
-            28
-        }
-    };
-    b[2..4].copy_from_slice(&address.port().to_be_bytes());
-    let room = (*len as usize).min(size);
-    // SAFETY: the caller's word.
-    unsafe { bytes_mut(at, room) }?.copy_from_slice(&b[..room]);
-    *len = size as u32;
-    Ok(())
-}
 
 /// See `include/sidestep.h`.
 ///
@@ -217,7 +116,7 @@ pub unsafe extern "C" fn ss_socket(engine: *mut ss_engine, domain: c_int, kind_o
             (2 | 10, _) => return bad(Errno::PROTONOSUPPORT),
             _ => return bad(Errno::AFNOSUPPORT),
         };
-        sock = Box::into_raw(Box::new(ss_sock(Socket::open(&engine.0, kind)?)));
+        sock = ss_sock::boxed(Socket::open(&engine.0, kind)?);
         Ok(0)
     });
     sock
@@ -232,7 +131,8 @@ pub unsafe extern "C" fn ss_close(sock: *mut ss_sock) {
     guard(|| {
         if !sock.is_null() {
             // SAFETY: the caller's word.
-            drop(unsafe { Box::from_raw(sock) });
+            let sock = unsafe { Box::from_raw(sock) };
+            zero_copy::end(&sock);
         }
         Ok(0)
     });
@@ -280,7 +180,7 @@ pub unsafe extern "C" fn ss_accept(sock: *mut ss_sock, address: *mut c_void, len
         let (s, remote) = unsafe { socket(sock) }?.accept()?;
         // SAFETY: the caller's word.
         unsafe { write_address(remote, address, len) }?;
-        accepted = Box::into_raw(Box::new(ss_sock(s)));
+        accepted = ss_sock::boxed(s);
         Ok(0)
     });
     accepted
@@ -419,7 +319,7 @@ pub unsafe extern "C" fn ss_poll(entries: *mut ss_pollfd, count: usize, timeout_
         // SAFETY: as above.
         let first = entries.iter().find_map(|e| unsafe { e.sock.as_ref() });
         let Some(first) = first else { return bad(Errno::INVAL) };
-        let ready = first.0.client().clone().poll(&mut asked, timeout)?;
+        let ready = first.socket.client().clone().poll(&mut asked, timeout)?;
         let mut answers = asked.iter().map(|a| a.ready as c_int);
         for e in entries.iter_mut() {
             e.revents = if e.sock.is_null() { 0 } else { answers.next().unwrap_or(0) };

@@ -48,9 +48,14 @@ fn next(head: u64, queued: usize, ring: Ring<'_>) -> Result<Option<Header>, ()> 
 
 /// Payload length of the next datagram.
 pub(crate) fn next_len(shared: &Slot, ring: Ring<'_>) -> Option<usize> {
+    next_whole(shared, ring).map(|(_, header)| header.len as usize)
+}
+
+/// Position and header of the next datagram.
+pub(crate) fn next_whole(shared: &Slot, ring: Ring<'_>) -> Option<(u64, Header)> {
     let queued = readable(shared, ring.capacity());
-    let header = next(shared.rx_head.load(Ordering::Relaxed), queued, ring).ok()??;
-    Some(header.len as usize)
+    let head = shared.rx_head.load(Ordering::Relaxed);
+    next(head, queued, ring).ok()?.map(|header| (head, header))
 }
 
 impl Session {

@@ -24,9 +24,11 @@
 //!
 //! **Locks.** `rx_lock`, `tx_lock` and `call_lock` of a slot are taken for a copy and nothing else. One that stays
 //! taken for a tenth of a second (its holder was stopped, or is the code that this signal handler interrupted) makes
-//! the call fail with EAGAIN instead of hanging.
+//! the call fail with EAGAIN instead of hanging. Only what is borrowed ([`borrow`]) keeps a lock between two calls, and
+//! others that want it meanwhile get EBUSY at once.
 
 mod address;
+pub mod borrow;
 pub mod capi;
 mod control;
 pub mod copies;

@@ -16,6 +16,8 @@
 //! All calls block unless `set_nonblocking` says otherwise; errors are those that Linux's calls give. Any thread may
 //! use any socket. When the engine goes away, every waiting call ends with an error. Not for use across fork.
 
+mod zero_copy;
+
 use core::net::{IpAddr, SocketAddr};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
@@ -32,6 +34,8 @@ use crate::readiness::{POLLERR, POLLHUP, POLLIN, POLLOUT};
 use crate::session::Session;
 use crate::sys::Deadline;
 use crate::waiter::{Waiter, wait, wait_for, wait_settled};
+
+pub use zero_copy::{Received, Reserved};
 
 /// Event queues kept for the next waiting call; more are given back to the group.
 const IDLE_WAITERS: usize = 32;
@@ -175,6 +179,10 @@ impl Socket {
         self.slot
     }
 
+    fn kind(&self) -> u32 {
+        self.session().region().slot(self.slot).map_or(0, |s| s.kind.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn session(&self) -> &Session {
         self.client.session()
     }
@@ -253,8 +261,7 @@ impl Socket {
     pub(crate) fn receive_from(&self, buf: &mut [u8], peek: bool, dont_wait: bool) -> io::Result<(usize, SocketAddr)> {
         let bufs = &mut [IoSliceMut::new(buf)];
         let (n, header) = self.attempt(POLLIN, dont_wait, || self.session().receive_datagram(self.slot, bufs, peek))?;
-        let kind = self.session().region().slot(self.slot).map_or(0, |s| s.kind.load(Ordering::Relaxed));
-        Ok((n, crate::address::from_wire(kind, header.remote, header.remote_port)))
+        Ok((n, crate::address::from_wire(self.kind(), header.remote, header.remote_port)))
     }
 
     pub(crate) fn send_to(&self, buf: &[u8], to: Option<SocketAddr>, dont_wait: bool) -> io::Result<usize> {
@@ -371,6 +378,13 @@ impl TcpStream {
         let socket = Socket::open(client, stream_kind(remote.ip()))?;
         socket.connect(remote)?;
         Ok(Self(socket))
+    }
+
+    /// The connection that this process holds in `slot` of `client`'s session ([`Session::accept`]). It is closed when
+    /// the stream is dropped.
+    #[must_use]
+    pub fn from_slot(client: &Client, slot: u32) -> Self {
+        Self(Socket::of(client, slot))
     }
 
     /// getpeername(2).

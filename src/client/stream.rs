@@ -89,6 +89,26 @@ pub(crate) fn worth_telling(head: u64, to: u64, was_queued: usize, capacity: usi
     was_queued > capacity / 2 || head / step != to / step
 }
 
+/// The same for a stream of which `queued` bytes could be read before.
+#[inline]
+pub(crate) fn reader_is_worth_telling(shared: &Slot, ring: &Split<'_>, (head, to): (u64, u64), queued: usize) -> bool {
+    let limit = receive_limit(shared, ring);
+    // A sender whose segments are as long as half the buffer waits until that much is free (RFC 9293 3.8.6.2.1): the
+    // engine must know that everything is. Elsewhere a window that is a little too small holds nobody up.
+    let crowded = to - head == queued as u64 && limit < 3 * shared.send_mss.load(Ordering::Relaxed) as usize;
+    crowded || worth_telling(head, to, queued, limit)
+}
+
+/// Makes what was written up to `to` the engine's, by whoever has `tx_lock`.
+#[inline]
+pub(crate) fn publish(shared: &Slot, to: u64, more: bool) {
+    if more != (shared.options.load(Ordering::Relaxed) & option::MORE != 0) {
+        hold_back(shared, more);
+    }
+    stamps::wrote(shared, to);
+    shared.tx_tail.store(to, Ordering::Release);
+}
+
 impl Session {
     /// Bytes that [`Self::send`] would take now, as far as can be told without taking them.
     #[must_use]
@@ -148,11 +168,7 @@ impl Session {
         shared.rx_head.store(to, Ordering::Release);
         stamps::read(shared, to);
         drop(held);
-        let limit = receive_limit(shared, &ring);
-        // A sender whose segments are as long as half the buffer waits until that much is free (RFC 9293 3.8.6.2.1): the
-        // engine must know that everything is. Elsewhere a window that is a little too small holds nobody up.
-        let crowded = done == queued && limit < 3 * shared.send_mss.load(Ordering::Relaxed) as usize;
-        if crowded || worth_telling(head, to, queued, limit) {
+        if reader_is_worth_telling(shared, &ring, (head, to), queued) {
             self.mark(shared, slot);
         }
         Ok(done)
@@ -185,19 +201,7 @@ impl Session {
     /// caller's business). Otherwise the connection's pending error, once.
     pub fn send(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
-        self.bury_if_dead(shared);
-        if let Some(error) = take_error(shared) {
-            return Err(error);
-        }
-        let state = shared.status.load(Ordering::Acquire);
-        let asked = shared.request.load(Ordering::Relaxed);
-        let over = status::BROKEN | status::CLOSED | status::FINISHED | status::LISTENING;
-        if state & over != 0 || asked & (request::FINISH | request::ABORT) != 0 {
-            return Err(Errno::PIPE);
-        }
-        if state & status::CONNECTED == 0 {
-            return Err(if asked & request::CONNECT != 0 { Errno::AGAIN } else { Errno::PIPE });
-        }
+        self.may_send(shared)?;
         let held = Held::take(&shared.tx_lock, self.process())?;
         let tail = shared.tx_tail.load(Ordering::Relaxed);
         self.region().take_offer(slot, shared.tx_head.load(Ordering::Acquire), tail);
@@ -215,14 +219,31 @@ impl Session {
         }
         // As Linux: a full buffer is sent whatever is announced to follow, or nothing would ever make room for it.
         let more = more && done < room;
-        if more != (shared.options.load(Ordering::Relaxed) & option::MORE != 0) {
-            hold_back(shared, more);
-        }
-        stamps::wrote(shared, tail + done as u64);
-        shared.tx_tail.store(tail + done as u64, Ordering::Release);
+        publish(shared, tail + done as u64, more);
         drop(held);
         self.mark_now(shared, slot);
         Ok(done)
+    }
+}
+
+impl Session {
+    /// Whether a stream can be written to, room or not.
+    #[inline]
+    pub(crate) fn may_send(&self, shared: &Slot) -> Result<(), Errno> {
+        self.bury_if_dead(shared);
+        if let Some(error) = take_error(shared) {
+            return Err(error);
+        }
+        let state = shared.status.load(Ordering::Acquire);
+        let asked = shared.request.load(Ordering::Relaxed);
+        let over = status::BROKEN | status::CLOSED | status::FINISHED | status::LISTENING;
+        if state & over != 0 || asked & (request::FINISH | request::ABORT) != 0 {
+            return Err(Errno::PIPE);
+        }
+        if state & status::CONNECTED == 0 {
+            return Err(if asked & request::CONNECT != 0 { Errno::AGAIN } else { Errno::PIPE });
+        }
+        Ok(())
     }
 }
 

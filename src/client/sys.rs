@@ -201,15 +201,31 @@ const LOCK_WAIT_NS: u64 = 100_000_000;
 pub(crate) struct Held<'a>(&'a AtomicU32);
 
 impl<'a> Held<'a> {
-    /// Takes `word` for `process`, or EAGAIN when its holder doesn't let go.
+    /// Takes `word` for `process`, or EAGAIN when its holder doesn't let go. EBUSY: it is lent, see [`crate::borrow`].
     pub(crate) fn take(word: &'a AtomicU32, process: u32) -> Result<Self, Errno> {
         let mut patience = Patience::new();
         while !lock::try_lock(word, process) {
+            if lock::is_lent(word) {
+                return Err(Errno::BUSY);
+            }
             if !patience.wait(LOCK_WAIT_NS) {
                 return Err(Errno::AGAIN);
             }
         }
         Ok(Self(word))
+    }
+}
+
+impl<'a> Held<'a> {
+    /// Keeps it, lent, until [`Self::take_back`].
+    pub(crate) fn lend(self, process: u32) {
+        lock::lend(self.0, process);
+        core::mem::forget(self);
+    }
+
+    /// What `process` lent. EINVAL: it lent nothing, or another thread has taken it back.
+    pub(crate) fn take_back(word: &'a AtomicU32, process: u32) -> Result<Self, Errno> {
+        if lock::take_back(word, process) { Ok(Self(word)) } else { Err(Errno::INVAL) }
     }
 }
 

@@ -5,6 +5,8 @@ use sidestep_client::{DatagramOptions, Number, POLLIN, POLLOUT, Waiter};
 
 use super::*;
 
+mod in_place;
+
 /// Two hosts and a wire between them that takes 50 µs.
 struct Pair {
     clock: VirtualClock,

@@ -114,6 +114,16 @@ impl<'a> Split<'a> {
         }
     }
 
+    /// Where the first of `len` bytes from position `at` lie, as addresses: at most two pieces, of one block. What lies
+    /// in the other block is left out; ask again from where these end.
+    #[must_use]
+    pub fn pieces(&self, at: u64, len: usize) -> [(*mut u8, usize); 2] {
+        match self.below(at, len) {
+            0 => self.after.pieces(at, len),
+            first => self.before.pieces(at, first),
+        }
+    }
+
     /// How many of `len` bytes from `position` on lie in the old block.
     fn below(&self, position: u64, len: usize) -> usize {
         usize::try_from(self.at.saturating_sub(position)).unwrap_or(usize::MAX).min(len)
@@ -122,7 +132,9 @@ impl<'a> Split<'a> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    extern crate std;
     use super::*;
+    use std::vec::Vec;
 
     #[test]
     fn references_and_maps_come_back() {
@@ -149,6 +161,17 @@ mod tests {
         split.read(960, &mut out[..100]);
         split.read(1060, &mut out[100..]);
         assert_eq!(out, whole[..240]);
+        // Borrowed piece by piece it is the same: the old block's two, then the new one's.
+        let (mut borrowed, mut from) = (Vec::new(), 960);
+        while from < 1200 {
+            let pieces = split.pieces(from, (1200 - from) as usize);
+            // SAFETY: inside the arrays, which nobody writes now.
+            let bytes = pieces.map(|(p, n)| unsafe { core::slice::from_raw_parts(p.cast_const(), n) }).concat();
+            assert!(from >= 1000 || from + bytes.len() as u64 <= 1000);
+            from += bytes.len() as u64;
+            borrowed.extend(bytes);
+        }
+        assert_eq!(borrowed, whole[..240]);
         assert_eq!(
             (split.room(960, 1200), split.room(1100, 1200), split.capacity(), split.span()),
             (56, 156, 256, 320)

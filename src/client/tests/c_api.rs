@@ -18,6 +18,7 @@ const PROGRAM: &str = r#"
 int main(void) {
     int bad = 0;
     struct sockaddr_in any;
+    struct iovec pieces[2];
     struct ss_pollfd entry = {NULL, 1, 0};
     socklen_t len = sizeof any;
     char byte = 0;
@@ -42,6 +43,10 @@ int main(void) {
     WANT(ss_recv(NULL, &byte, 1, 0), EBADF);
     WANT(ss_sendto(NULL, &byte, 1, 0, NULL, 0), EBADF);
     WANT(ss_recvfrom(NULL, &byte, 1, 0, NULL, NULL), EBADF);
+    WANT(ss_recv_zc(NULL, pieces, 0, NULL, NULL), EBADF);
+    WANT(ss_recv_done(NULL, 1), EBADF);
+    WANT(ss_send_reserve(NULL, 1, pieces, 0), EBADF);
+    WANT(ss_send_commit(NULL, 1, 0), EBADF);
     WANT(ss_shutdown(NULL, SHUT_WR), EBADF);
     WANT(ss_poll(&entry, 1, 0), EINVAL);
     WANT(ss_poll(NULL, 1, 0), EFAULT);

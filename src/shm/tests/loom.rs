@@ -331,3 +331,40 @@ fn a_lock_guards_and_outlives_its_holder() {
         assert!(lock::try_lock(&word, 3), "free in the end");
     });
 }
+
+/// While the lock is lent nobody gets it; one of two threads that give it back does; and what the borrower wrote is
+/// there for whoever takes the lock next.
+#[test]
+fn a_lent_lock_is_refused_and_given_back_once() {
+    model(3, || {
+        let word = Arc::new(AtomicU32::new(0));
+        let position = Arc::new(AtomicU32::new(0));
+        assert!(lock::try_lock(&word, 1));
+        lock::lend(&word, 1);
+        lock::break_for(&word, 2);
+        let back = [10, 20].map(|to| {
+            let (word, position) = (Arc::clone(&word), Arc::clone(&position));
+            thread::spawn(move || {
+                let mine = lock::take_back(&word, 1);
+                if mine {
+                    assert_eq!(position.load(Ordering::Relaxed), 0, "only one gives it back");
+                    position.store(to, Ordering::Relaxed);
+                    lock::unlock(&word);
+                }
+                mine
+            })
+        });
+        if lock::try_lock(&word, 2) {
+            assert_ne!(position.load(Ordering::Relaxed), 0, "taken while lent");
+            lock::unlock(&word);
+        }
+        let given = back.into_iter().map(|h| u32::from(h.join().unwrap())).sum::<u32>();
+        assert_eq!(given, 1);
+        // A process that dies with a lent lock leaves it open, too.
+        assert!(lock::try_lock(&word, 4));
+        lock::lend(&word, 4);
+        assert!(lock::is_lent(&word));
+        lock::break_for(&word, 4);
+        assert!(!lock::is_lent(&word) && lock::try_lock(&word, 5));
+    });
+}

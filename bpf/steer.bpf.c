@@ -43,6 +43,17 @@ static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void
 #define MODE_SHARED 1
 #define FLAG_UNTAGGED_ONLY 1
 
+// While a queue is flooded with SYNs: so many go on a second, and as many again of those that come a second time. Fewer
+// than the stack answers beyond a listener's backlog (PER_SECOND in src/stack/tcp/gate.rs), more than honest clients need.
+#define SYN_EVERY_NS (1000000000 / 10000)
+#define SYN_BURST_NS 50000000
+// The flood is over when so long no SYN was refused.
+#define SYN_CALM_NS 1000000000
+// SYNs are remembered by time slices of 2.1 s, this one's and the last one's; clients repeat them after 1 and 3 s.
+#define SEEN_SHIFT 31
+#define SEEN_WORDS (1 << 19)
+#define SEEN_BITS 48
+
 enum verdict {
 	REDIRECTED, // given to a socket
 	PASS_NOT_OURS, // another address, or no IP at all
@@ -52,6 +63,7 @@ enum verdict {
 	PASS_MALFORMED, // too short for what its headers say
 	PASS_OTHER_PORT, // shared mode: our address, the kernel's port or protocol
 	NEIGHBOR, // ARP and ND given to a socket (they count as REDIRECTED too)
+	SYN_REFUSED, // dropped: one of a flood of SYNs
 	VERDICTS,
 };
 
@@ -60,6 +72,7 @@ struct settings {
 	__u32 queues; // queues with a socket are below this number
 	__u64 heartbeat_timeout_ns; // 0: do not look at the heartbeat
 	__u64 flags;
+	__u64 secret; // what SYNs are remembered by: nobody outside can choose two that look the same
 };
 
 // Addresses are 16 bytes; IPv4 as ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2).
@@ -81,11 +94,12 @@ struct {
 	__type(value, struct settings);
 } settings SEC(".maps");
 
-// CLOCK_MONOTONIC ns of each queue's last turn, stored by the engine through mmap.
+// CLOCK_MONOTONIC ns of each queue's last turn, stored by the engine through mmap. In the second half, until when the
+// queue's SYNs are judged: the engine begins it, refusals here prolong it.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, MAX_QUEUES);
+	__uint(max_entries, 2 * MAX_QUEUES);
 	__type(key, __u32);
 	__type(value, __u64);
 } heartbeat SEC(".maps");
@@ -111,6 +125,27 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
+
+// For each queue, when the next SYN may go on; and the next that was seen before. A queue is polled by one CPU at a time.
+struct gate {
+	__u64 first, again;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, struct gate);
+} gates SEC(".maps");
+
+// A Bloom filter in two halves. A word has the time slice that it is of in its upper 16 bits: one of an older slice
+// counts as empty, so nothing has to be cleared. CPUs that write a word at once lose a bit at worst.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * SEEN_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} seen SEC(".maps");
 
 #define NEXT_HOP_OPTIONS 0
 #define NEXT_ICMP 1
@@ -390,6 +425,94 @@ static __inline_always enum verdict classify(void *at, void *end, const struct s
 	return PASS_NOT_OURS;
 }
 
+struct tcp {
+	__be16 source, destination;
+	__be32 sequence, acknowledgement;
+	__u8 offset, flags;
+};
+
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
+
+// A SYN that opens a connection: a hash of whom it is from and its number. Else 0: what has extension headers, tags or
+// fragments is for the stack to judge.
+static __inline_always __u64 opening(void *at, void *end, __u64 secret)
+{
+	struct ethhdr *eth = at;
+	if ((void *)(eth + 1) > end)
+		return 0;
+	struct tcp *tcp;
+	__u64 from;
+	if (eth->h_proto == be16(ETH_P_IP)) {
+		struct iphdr *ip = (void *)(eth + 1);
+		if ((void *)(ip + 1) > end || ip->protocol != NEXT_TCP || ip->ihl < 5 || (be16(ip->frag_off) & 0x3fff))
+			return 0;
+		from = ip->saddr;
+		tcp = (void *)ip + ip->ihl * 4;
+	} else if (eth->h_proto == be16(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = (void *)(eth + 1);
+		if ((void *)(ip + 1) > end || ip->nexthdr != NEXT_TCP)
+			return 0;
+		__u32 *word = ip->saddr.s6_addr32;
+		from = ((__u64)word[0] << 32 | word[1]) * 0x9e3779b97f4a7c15 ^ ((__u64)word[2] << 32 | word[3]);
+		tcp = (void *)(ip + 1);
+	} else {
+		return 0;
+	}
+	if ((void *)(tcp + 1) > end || (tcp->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return 0;
+	__u64 hash = (from ^ secret) * 0x9e3779b97f4a7c15;
+	hash = (hash ^ hash >> 29 ^ ((__u64)tcp->source << 48 | (__u64)tcp->destination << 32 | tcp->sequence)) *
+	       0xbf58476d1ce4e5b9;
+	hash = (hash ^ hash >> 32) * 0x94d049bb133111eb;
+	return (hash ^ hash >> 29) | 1;
+}
+
+static __inline_always int take(__u64 *free_at, __u64 now)
+{
+	__u64 at = *free_at;
+	if (at + SYN_BURST_NS < now)
+		at = now - SYN_BURST_NS;
+	if (at > now)
+		return 0;
+	*free_at = at + SYN_EVERY_NS;
+	return 1;
+}
+
+// Whether this SYN was here before. If not, it is remembered.
+static __inline_always int was_seen(__u64 hash, __u64 now)
+{
+	__u64 slice = now >> SEEN_SHIFT;
+	__u32 place = hash & (SEEN_WORDS - 1);
+	__u64 bits = 1ULL << ((hash >> 24 & 0xff) * SEEN_BITS >> 8) | 1ULL << ((hash >> 32 & 0xff) * SEEN_BITS >> 8) |
+		     1ULL << ((hash >> 40 & 0xff) * SEEN_BITS >> 8);
+	__u32 here = place + (slice & 1 ? SEEN_WORDS : 0), there = place + (slice & 1 ? 0 : SEEN_WORDS);
+	__u64 *last = bpf_map_lookup_elem(&seen, &there), *word = bpf_map_lookup_elem(&seen, &here);
+	if (!last || !word)
+		return 0;
+	__u64 before = *last, now_in = *word;
+	if (before >> SEEN_BITS == (slice - 1 & 0xffff) && (before & bits) == bits)
+		return 1;
+	__u64 tag = (slice & 0xffff) << SEEN_BITS;
+	if (now_in >> SEEN_BITS != (slice & 0xffff))
+		now_in = tag;
+	if ((now_in & bits) == bits)
+		return 1;
+	*word = now_in | bits;
+	return 0;
+}
+
+// In a flood: whether this SYN is one too many. Which ones are is not left to chance: a client repeats its SYN, a
+// spoofed one comes once. As src/stack/tcp/gate.rs does it, but before anything was spent on the frame.
+static __inline_always int is_one_too_many(struct xdp_md *ctx, __u32 queue, __u64 now, __u64 secret)
+{
+	__u64 hash = opening((void *)(long)ctx->data, (void *)(long)ctx->data_end, secret);
+	struct gate *gate = bpf_map_lookup_elem(&gates, &queue);
+	if (!hash || !gate || take(&gate->first, now))
+		return 0;
+	return !was_seen(hash, now) || !take(&gate->again, now);
+}
+
 static __inline_always int steer_frame(struct xdp_md *ctx)
 {
 	__u32 zero = 0, queue = ctx->rx_queue_index;
@@ -404,7 +527,7 @@ static __inline_always int steer_frame(struct xdp_md *ctx)
 	}
 
 	__u64 *beat = bpf_map_lookup_elem(&heartbeat, &queue);
-	if (!beat || queue >= settings_now->queues) {
+	if (!beat || queue >= settings_now->queues || queue >= MAX_QUEUES) {
 		count(PASS_NO_SOCKET);
 		return XDP_PASS;
 	}
@@ -415,6 +538,17 @@ static __inline_always int steer_frame(struct xdp_md *ctx)
 		if (age > (__s64)timeout) {
 			count(PASS_STALE);
 			return XDP_PASS;
+		}
+	}
+
+	__u32 second = queue + MAX_QUEUES;
+	__u64 *judged_until = bpf_map_lookup_elem(&heartbeat, &second);
+	if (judged_until && *(volatile __u64 *)judged_until) {
+		__u64 now = bpf_ktime_get_ns();
+		if (now < *(volatile __u64 *)judged_until && is_one_too_many(ctx, queue, now, settings_now->secret)) {
+			*(volatile __u64 *)judged_until = now + SYN_CALM_NS;
+			count(SYN_REFUSED);
+			return XDP_DROP;
 		}
 	}
 

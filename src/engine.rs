@@ -225,12 +225,17 @@ impl Engine {
             );
         }
         let stack = Stack::new(stack_config(parts, number, queue), shard_seed(parts.seed, number));
-        let beat: Box<dyn FnMut(Instant) + Send> = match heartbeat {
+        let beat: Box<dyn FnMut(Instant, bool) + Send> = match heartbeat {
             Some(h) => {
                 h.beat(queue, MonotonicClock.now().as_nanos());
-                Box::new(move |now| h.beat(queue, now.as_nanos()))
+                Box::new(move |now, flooded| {
+                    h.beat(queue, now.as_nanos());
+                    if flooded {
+                        h.flooded(queue, now.as_nanos());
+                    }
+                })
             }
-            None => Box::new(|_| {}),
+            None => Box::new(|_, _| {}),
         };
         let (mailboxes, notices) = (Arc::clone(&parts.mailboxes), Arc::clone(&parts.notices));
         let mut shard = Shard::new(number, port, MonotonicClock, stack, mailboxes, notices, beat);

@@ -7,6 +7,7 @@ mod netns;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use sidestep::clock::{Clock, MonotonicClock};
 use sidestep::xdp::{SteerCounters, Steering};
 
 const PASS: u32 = 2;
@@ -380,4 +381,43 @@ fn addresses_can_be_replaced() {
     let many: Vec<IpAddr> = (0..1_025u32).map(|i| IpAddr::V4(i.into())).collect();
     assert!(t.steering.set_own(&many).unwrap_err().to_string().contains("1024"));
     t.steering.set_own(&many[..1_024]).unwrap();
+}
+
+/// A SYN of that client; with `flags` something else.
+fn segment(client: u32, flags: u8) -> [Vec<u8>; 2] {
+    let mut tcp = ports(1024 + (client >> 24) as u16, 80);
+    tcp[13] = flags;
+    let [_, a, b, c] = client.to_be_bytes();
+    let v6_client = Ipv6Addr::from_bits(PEER6.to_bits() & !0xff_ffff | u128::from(client & 0xff_ffff));
+    [ip4(&v4(Ipv4Addr::new(11, a, b, c), OURS4, TCP, &tcp)), ip6(&v6(v6_client, OURS6, TCP, &tcp))]
+}
+
+#[test]
+fn a_flood_of_syns_is_dropped_but_for_those_that_come_again() {
+    const DROP: u32 = 1;
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    if !netns::can_run("a_flood_of_syns_is_dropped_but_for_those_that_come_again") {
+        return;
+    }
+    let t = Tester::own();
+    // Queue 0 is what a test run says.
+    let heartbeat = t.steering.heartbeat().unwrap();
+    for client in 0..2_000 {
+        assert_eq!(t.steering.test(&segment(client, SYN)[0]).unwrap(), PASS, "no flood");
+    }
+    for family in 0..2 {
+        // However slow this machine is, at some time SYNs come faster than the allowance grows.
+        let refused = (0..1_000_000).find(|client| {
+            heartbeat.flooded(0, MonotonicClock.now().as_nanos());
+            t.steering.test(&segment(*client, SYN)[family]).unwrap() == DROP
+        });
+        let client = refused.expect("a flood");
+        for flags in [ACK, SYN | ACK, 4, 1 | ACK] {
+            assert_eq!(t.steering.test(&segment(client, flags)[family]).unwrap(), PASS, "flags {flags:#x}");
+        }
+        assert_eq!(t.steering.test(&segment(client, SYN)[family]).unwrap(), PASS, "the second try");
+        assert_eq!(t.steering.test(&ip4(&v4(PEER4, OURS4, UDP, &ports(1, 2)))).unwrap(), PASS);
+    }
+    assert_eq!(t.steering.counters().syn_refused, 2);
 }

@@ -133,7 +133,7 @@ where
             .map(|(n, port)| {
                 let stack = config.stack(n as u32, count);
                 let (boxes, notices) = (Arc::clone(&mailboxes), Arc::clone(&notices));
-                Mutex::new(Shard::new(n as u32, port, clock.clone(), stack, boxes, notices, Box::new(|_| ())))
+                Mutex::new(Shard::new(n as u32, port, clock.clone(), stack, boxes, notices, Box::new(|_, _| ())))
             })
             .collect();
         let of_messages = Arc::clone(&shards);

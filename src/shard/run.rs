@@ -55,8 +55,9 @@ pub struct Shard<P, C> {
     pub(super) apps: Apps,
     pub(super) mailboxes: Arc<[Mailbox]>,
     pub(super) counters: LoopCounters,
-    /// Tells whoever watches over this shard (the XDP program) that it is alive at this time.
-    heartbeat: Box<dyn FnMut(Instant) + Send>,
+    /// Tells whoever watches over this shard (the XDP program) that it is alive at this time, and whether more SYNs came
+    /// since the last time than it answers.
+    heartbeat: Box<dyn FnMut(Instant, bool) + Send>,
     next_beat: Instant,
     pub(super) stopping: bool,
     /// Messages were read outside a turn: the next one has something to tell.
@@ -71,7 +72,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         stack: Stack,
         mailboxes: Arc<[Mailbox]>,
         notices: Arc<Notices>,
-        heartbeat: Box<dyn FnMut(Instant) + Send>,
+        heartbeat: Box<dyn FnMut(Instant, bool) + Send>,
     ) -> Self {
         let apps = Apps::new(number, notices);
         let mut stack = stack;
@@ -230,7 +231,7 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
         if now >= self.next_beat {
             // Four beats fit into the time after which anyone would worry.
             self.next_beat = now + Duration::from_nanos(HEARTBEAT_EVERY_NS / 2);
-            (self.heartbeat)(now);
+            (self.heartbeat)(now, self.stack.take_flooded());
             self.apps.sweep(&self.stack);
             if self.number == 0 {
                 self.apps.beat(now);

@@ -172,6 +172,12 @@ impl Stack {
             || self.tcp.has_ready()
     }
 
+    /// Whether SYNs were left unanswered since this was asked last, because more of them came beyond the listeners'
+    /// backlogs than a core should spend its time on.
+    pub const fn take_flooded(&mut self) -> bool {
+        self.tcp.take_flooded()
+    }
+
     /// It is this time now, for whoever asks for numbers that depend on it. Everything else is told with what it does.
     pub const fn note_time(&mut self, now: Instant) {
         self.now = now;

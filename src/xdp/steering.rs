@@ -70,6 +70,7 @@ struct Settings {
     queues: u32,
     heartbeat_timeout_ns: u64,
     flags: u64,
+    secret: u64,
 }
 
 /// Where the program sent frames since it was loaded, summed over CPUs.
@@ -91,6 +92,8 @@ pub struct SteerCounters {
     pub pass_other_port: u64,
     /// ARP and neighbour discovery among `redirected`.
     pub neighbor: u64,
+    /// Dropped: SYNs of a flood, beyond what the engine answers (see [`Heartbeat::flooded`]).
+    pub syn_refused: u64,
 }
 
 impl Steering {
@@ -122,6 +125,7 @@ impl Steering {
                 queues: MAX_QUEUES,
                 heartbeat_timeout_ns: HEARTBEAT_TIMEOUT.as_nanos() as u64,
                 flags: 0,
+                secret: secret(),
             },
             link: None,
             object,
@@ -253,6 +257,7 @@ impl Steering {
             pass_malformed: sum(5),
             pass_other_port: sum(6),
             neighbor: sum(7),
+            syn_refused: sum(8),
         }
     }
 
@@ -290,16 +295,25 @@ impl Steering {
     }
 
     fn store_settings(&mut self) -> Result<(), PortError> {
-        let Settings { mode, queues, heartbeat_timeout_ns, flags } = self.settings;
-        let mut bytes = [0; 24];
+        let Settings { mode, queues, heartbeat_timeout_ns, flags, secret } = self.settings;
+        let mut bytes = [0; 32];
         bytes[..4].copy_from_slice(&mode.to_ne_bytes());
         bytes[4..8].copy_from_slice(&queues.to_ne_bytes());
         bytes[8..16].copy_from_slice(&heartbeat_timeout_ns.to_ne_bytes());
-        bytes[16..].copy_from_slice(&flags.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&flags.to_ne_bytes());
+        bytes[24..].copy_from_slice(&secret.to_ne_bytes());
         self.settings_map
             .update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)
             .map_err(|e| bpf_error("store the settings of the XDP program", e))
     }
+}
+
+/// A number that nobody can guess.
+fn secret() -> u64 {
+    let mut bytes = [0; 8];
+    // Without it floods are judged all the same, only by a hash that a peer could work out.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes)
 }
 
 /// The map's key: IPv6, or IPv4 as ::ffff:a.b.c.d (RFC 4291 section 2.5.5.2).
@@ -325,17 +339,30 @@ pub struct Heartbeat(Arc<Beats>);
 #[derive(Debug)]
 struct Beats(NonNull<AtomicU64>);
 
-/// One page holds the numbers of all queues.
+/// One page holds the numbers of all queues: first their beats, then until when their SYNs are judged.
 const BEATS_BYTES: usize = 4096;
-const _: () = assert!(MAX_QUEUES as usize * 8 <= BEATS_BYTES);
+const BEATS: usize = 2 * MAX_QUEUES as usize;
+const _: () = assert!(BEATS * 8 <= BEATS_BYTES);
+
+/// How long the program judges SYNs after it was told to; each refusal begins this time anew.
+const JUDGED_FOR: Duration = Duration::from_secs(1);
 
 impl Heartbeat {
     /// Queue `queue` is alive at `now_ns` of CLOCK_MONOTONIC: one store. Numbers beyond the last queue do nothing.
     #[inline]
     pub fn beat(&self, queue: u32, now_ns: u64) {
-        if let Some(beat) = self.0.all().get(queue as usize) {
+        if let Some(beat) = self.0.all().get(queue as usize).filter(|_| queue < MAX_QUEUES) {
             // Nothing else is published with it, so the order does not matter.
             beat.store(now_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// More SYNs come to `queue` than anyone should answer: from now on the program drops what goes beyond an allowance,
+    /// until it had nothing to drop for a second. SYNs that come a second time, as those of honest clients do, have an
+    /// allowance of their own.
+    pub fn flooded(&self, queue: u32, now_ns: u64) {
+        if let Some(until) = self.0.all().get((queue + MAX_QUEUES) as usize).filter(|_| queue < MAX_QUEUES) {
+            until.store(now_ns + JUDGED_FOR.as_nanos() as u64, Ordering::Relaxed);
         }
     }
 
@@ -356,8 +383,8 @@ impl Heartbeat {
 impl Beats {
     fn all(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page-aligned, BEATS_BYTES long (asserted above to hold all queues) and lives as long
-        // as `self`; the kernel side reads it, and every access of ours is atomic.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), MAX_QUEUES as usize) }
+        // as `self`; the kernel side uses whole words, and every access of ours is atomic.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), BEATS) }
     }
 }
 

@@ -127,7 +127,7 @@ pub fn run(bytes: &[u8]) {
     let notices = Arc::new(Notices::new().expect("an eventfd"));
     let port = Wire { incoming: to_shard.clone(), outgoing: from_shard.clone(), buffer: vec![0; 1514] };
     let stack = Stack::new(stack_config(), [7; 32]);
-    let heartbeat = Box::new(|_| {});
+    let heartbeat = Box::new(|_, _| {});
     let shard = Shard::new(0, port, time.clone(), stack, mailboxes.clone(), notices.clone(), heartbeat);
     let group = Arc::new(Group::new(GROUP, 1, GEOMETRY).expect("a memfd"));
     let memory = File::from(group.memfd().try_clone_to_owned().expect("a descriptor"));

@@ -26,6 +26,7 @@ pub(super) struct Gate {
     /// The filter that is being filled, and the one before. Empty until there is a flood.
     seen: [Vec<u64>; 2],
     turned_at: Instant,
+    refused: bool,
 }
 
 impl Gate {
@@ -35,7 +36,13 @@ impl Gate {
             again: Bucket::new(PER_SECOND),
             seen: [Vec::new(), Vec::new()],
             turned_at: Instant::ZERO,
+            refused: false,
         }
+    }
+
+    /// Whether a SYN was refused since this was asked last.
+    pub const fn take_refused(&mut self) -> bool {
+        core::mem::replace(&mut self.refused, false)
     }
 
     /// Whether a SYN is answered. `id`: a keyed hash of its addresses, ports and number.
@@ -43,6 +50,7 @@ impl Gate {
         if self.first.take(now) {
             return true;
         }
+        self.refused = true;
         if self.seen[0].is_empty() {
             self.seen = [vec![0; 1 << (FILTER_BITS - 6)], vec![0; 1 << (FILTER_BITS - 6)]];
             self.turned_at = now;

@@ -18,6 +18,32 @@ use crate::sync::AtomicU32;
 pub struct Region {
     base: NonNull<u8>,
     geometry: Geometry,
+    places: Places,
+}
+
+/// Where the parts begin that are looked up for every request, in bytes: what the geometry says, worked out once.
+#[derive(Clone, Copy)]
+struct Places {
+    doors: u64,
+    queues: u64,
+    slots: u64,
+    rings: u64,
+    /// Slots, and bytes of both rings of one.
+    count: u32,
+    each: u64,
+}
+
+impl Places {
+    fn of(g: &Geometry) -> Self {
+        Self {
+            doors: g.doors_at(),
+            queues: g.queues_at(),
+            slots: g.slots_at(),
+            rings: g.rx_at(0),
+            count: g.slots(),
+            each: g.rx_at(1) - g.rx_at(0),
+        }
+    }
 }
 
 // SAFETY: everything reachable is atomics, or bytes that are only ever copied.
@@ -35,7 +61,8 @@ impl Region {
     /// `base` must be page-aligned and point to `len` zeroed bytes, mapped shared, readable and writable, for as long
     /// as this value or a copy is used; the file behind them must be sealed against shrinking.
     pub unsafe fn create(base: NonNull<u8>, len: u64, geometry: Geometry) -> Result<Self, GeometryError> {
-        let region = Self { base, geometry: fitting(geometry, len)? };
+        let geometry = fitting(geometry, len)?;
+        let region = Self { base, geometry, places: Places::of(&geometry) };
         let h = region.header();
         h.version.store(VERSION, Ordering::Relaxed);
         h.shards.store(geometry.shards, Ordering::Relaxed);
@@ -70,7 +97,8 @@ impl Region {
             tx_bytes: h.tx_bytes.load(Ordering::Relaxed),
             pool_bytes: h.pool_bytes.load(Ordering::Relaxed),
         };
-        Ok(Self { base, geometry: fitting(geometry, len)? })
+        let geometry = fitting(geometry, len)?;
+        Ok(Self { base, geometry, places: Places::of(&geometry) })
     }
 
     /// The private copy of the numbers.
@@ -92,7 +120,7 @@ impl Region {
 
     #[must_use]
     pub fn door(&self, shard: u32) -> Option<&ShardDoor> {
-        (shard < self.geometry.shards).then(|| self.nth(self.geometry.doors_at(), shard))
+        (shard < self.geometry.shards).then(|| self.nth(self.places.doors, shard))
     }
 
     /// Slots that programs may claim.
@@ -103,7 +131,7 @@ impl Region {
 
     #[must_use]
     pub fn event_queue(&self, queue: u32) -> Option<&EventQueue> {
-        (queue < MAX_EVENT_QUEUES).then(|| self.nth(self.geometry.queues_at(), queue))
+        (queue < MAX_EVENT_QUEUES).then(|| self.nth(self.places.queues, queue))
     }
 
     #[must_use]
@@ -113,25 +141,31 @@ impl Region {
 
     #[must_use]
     pub fn slot(&self, slot: u32) -> Option<&Slot> {
-        (slot < self.geometry.slots()).then(|| self.nth(self.geometry.slots_at(), slot))
+        (slot < self.places.count).then(|| self.nth(self.places.slots, slot))
     }
 
     /// Receive ring of `slot`.
     #[must_use]
     pub fn rx(&self, slot: u32) -> Option<Ring<'_>> {
-        // SAFETY: rx_at + rx_bytes lies inside the region for every slot number below slots().
-        (slot < self.geometry.slots()).then(|| unsafe {
-            Ring::new(self.base.as_ptr().add(self.geometry.rx_at(slot) as usize), self.geometry.rx_bytes)
-        })
+        // SAFETY: `Places` has the geometry's numbers: rx_at + rx_bytes lies inside the region for every slot number below
+        // slots().
+        (slot < self.places.count).then(|| unsafe { Ring::new(self.ring_at(slot, 0), self.geometry.rx_bytes) })
     }
 
     /// Transmit ring of `slot`.
     #[must_use]
     pub fn tx(&self, slot: u32) -> Option<Ring<'_>> {
-        // SAFETY: as in `rx`.
-        (slot < self.geometry.slots()).then(|| unsafe {
-            Ring::new(self.base.as_ptr().add(self.geometry.tx_at(slot) as usize), self.geometry.tx_bytes)
-        })
+        // SAFETY: as in `rx`; the transmit ring follows the receive ring.
+        (slot < self.places.count)
+            .then(|| unsafe { Ring::new(self.ring_at(slot, self.geometry.rx_bytes), self.geometry.tx_bytes) })
+    }
+
+    /// # Safety
+    /// `slot` is below `places.count`, `within` below the bytes of its rings.
+    unsafe fn ring_at(&self, slot: u32, within: u32) -> *mut u8 {
+        let offset = self.places.rings + u64::from(slot) * self.places.each + u64::from(within);
+        // SAFETY: inside the region, by the caller's word.
+        unsafe { self.base.as_ptr().add(offset as usize) }
     }
 
     /// A block of the pool; None when there is no such block.
@@ -185,7 +219,7 @@ impl Region {
     /// slot's receive ring, which a listener has no other use for.
     #[must_use]
     pub fn accept_ring(&self, slot: u32, shard: u32) -> Option<AcceptRing<'_>> {
-        if slot >= self.geometry.slots() || shard >= self.geometry.shards {
+        if slot >= self.places.count || shard >= self.geometry.shards {
             return None;
         }
         let share = AcceptRing::share_bytes(&self.geometry);

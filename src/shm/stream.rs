@@ -39,7 +39,9 @@ impl Ring<'_> {
         // copies only, and no decision is taken on them in place.
         unsafe {
             core::ptr::copy_nonoverlapping(data.as_ptr(), self.base.add(index), first);
-            core::ptr::copy_nonoverlapping(data[first..].as_ptr(), self.base, data.len() - first);
+            if first < data.len() {
+                core::ptr::copy_nonoverlapping(data[first..].as_ptr(), self.base, data.len() - first);
+            }
         }
     }
 
@@ -51,7 +53,9 @@ impl Ring<'_> {
         // SAFETY: as in `write`.
         unsafe {
             core::ptr::copy_nonoverlapping(self.base.add(index), out.as_mut_ptr(), first);
-            core::ptr::copy_nonoverlapping(self.base.cast_const(), out[first..].as_mut_ptr(), len - first);
+            if first < len {
+                core::ptr::copy_nonoverlapping(self.base.cast_const(), out[first..].as_mut_ptr(), len - first);
+            }
         }
     }
 

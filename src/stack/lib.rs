@@ -28,6 +28,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod api;
+mod checksum;
 mod egress;
 mod ethernet;
 mod fragment;

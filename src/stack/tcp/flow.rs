@@ -44,6 +44,20 @@ impl FlowKey {
         }
     }
 
+    /// Hash for [`FlowTable`].
+    pub fn table_hash(&self, key: SipKey) -> u64 {
+        let ports = u64::from(self.local_port) << 16 | u64::from(self.remote_port);
+        match (self.local, self.remote) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                key.hash_words_fast([u64::from(local.to_bits()) << 32 | u64::from(remote.to_bits()), ports])
+            }
+            (local, remote) => {
+                let ([a, b], [c, d]) = (halves(local), halves(remote));
+                key.hash_words_fast([a, b, c, d, ports])
+            }
+        }
+    }
+
     /// Hash of the two addresses alone: what RFC 6191 and 7323 need to stay the same from one connection to the next.
     pub fn hash_hosts(&self, key: SipKey) -> u64 {
         Self { local_port: 0, remote_port: 0, ..*self }.hash(key)

@@ -232,6 +232,10 @@ impl Tcp {
         self.config = config;
     }
 
+    pub const fn take_flooded(&mut self) -> bool {
+        self.gate.take_refused()
+    }
+
     /// Takes a segment, header and payload, whose checksum was verified. One that belongs to no flow or listener here
     /// is answered (RFC 9293 3.10.7.1) if `answer_unknown`, and otherwise left untouched.
     pub fn handle_segment(
@@ -253,7 +257,7 @@ impl Tcp {
             local_port: segment.destination_port,
             remote_port: segment.source_port,
         };
-        let hash = key.hash(self.secrets.flow);
+        let hash = key.table_hash(self.secrets.flow);
         let mut sequence = None;
         match self.find(&key, hash) {
             Some(FlowRef::Connection(index)) => {
@@ -322,7 +326,7 @@ impl Tcp {
         error: IcmpError,
     ) -> bool {
         let key = FlowKey::new(local, remote);
-        let Some(FlowRef::Connection(index)) = self.find(&key, key.hash(self.secrets.flow)) else { return false };
+        let Some(FlowRef::Connection(index)) = self.find(&key, key.table_hash(self.secrets.flow)) else { return false };
         let Some(connection) = self.connections.get_mut(index) else { return false };
         // RFC 5927 4.1: the quoted segment must be in flight.
         let position = connection.send_position(sequence);
@@ -405,7 +409,10 @@ impl Tcp {
             return None;
         }
         let connection = self.connections.get_mut(ready.conn.index)?;
-        let plan = connection.plan(cx.now)?;
+        let Some(plan) = connection.plan(cx.now) else {
+            self.settle(cx.now, ready.conn.index);
+            return None;
+        };
         let emitted = if out.len() < MIN_HEADER { None } else { connection.build(cx, &self.config, plan, out) };
         if emitted.is_none() && plan == Plan::Reset {
             connection.reset_due = false;
@@ -522,8 +529,6 @@ impl Tcp {
             return;
         }
         let plan = connection.plan(now);
-        connection.note_limit(now);
-        connection.update_timers(now, &self.config, plan.is_none());
         if plan.is_some() && !connection.queued {
             connection.queued = true;
             self.ready.push_back(id);
@@ -532,6 +537,12 @@ impl Tcp {
             connection.event_queued = true;
             self.events.push_back(Pending::Changed(id));
         }
+        if plan.is_some() && connection.timer_at != NEVER {
+            // What it sends brings it here again, most likely within this turn. Until then the timer that is armed will do.
+            return;
+        }
+        connection.note_limit(now);
+        connection.update_timers(now, &self.config, plan.is_none());
         let mut deadline = connection.deadline(&self.config);
         if plan.is_none()
             && let Some(at) = connection.paced_until(now)
@@ -571,7 +582,7 @@ impl Tcp {
 
     fn drop_time_wait(&mut self, index: u32) {
         if let Some(record) = self.time_waits.get(index) {
-            let hash = record.key().hash(self.secrets.flow);
+            let hash = record.key().table_hash(self.secrets.flow);
             self.flows.remove(hash, FlowRef::TimeWait(index));
             self.time_waits.remove(index);
         }

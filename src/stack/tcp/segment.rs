@@ -1,7 +1,6 @@
 //! Segments on the wire: parsing what came (nothing a peer sends can panic), building what goes, checksums.
 
 use core::net::IpAddr;
-use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 pub(super) const FIN: u8 = 0x01;
 pub(super) const SYN: u8 = 0x02;
@@ -11,6 +10,7 @@ pub(super) const ACK: u8 = 0x10;
 /// RFC 3168 6.1.
 pub(super) const ECE: u8 = 0x40;
 pub(super) const CWR: u8 = 0x80;
+const URG: u8 = 0x20;
 
 /// Bytes of a TCP header without options, and with as many as fit.
 pub(super) const MIN_HEADER: usize = 20;
@@ -56,31 +56,22 @@ pub(super) struct Segment<'a> {
 impl<'a> Segment<'a> {
     /// None when the header doesn't fit its own length or a port is 0.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let packet = TcpPacket::new_checked(bytes).ok()?;
-        if packet.src_port() == 0 || packet.dst_port() == 0 {
+        let h: &[u8; MIN_HEADER] = bytes.first_chunk()?;
+        let half = |at: usize| u16::from_be_bytes([h[at], h[at + 1]]);
+        let word = |at: usize| u32::from_be_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
+        let (source_port, destination_port) = (half(0), half(2));
+        if source_port == 0 || destination_port == 0 {
             return None;
         }
-        let mut flags = 0;
-        for (set, flag) in [
-            (packet.fin(), FIN),
-            (packet.syn(), SYN),
-            (packet.rst(), RST),
-            (packet.psh(), PSH),
-            (packet.ack(), ACK),
-            (packet.ece(), ECE),
-            (packet.cwr(), CWR),
-        ] {
-            if set {
-                flags |= flag;
-            }
-        }
+        let header = usize::from(h[12] >> 4) * 4;
+        let options = bytes.get(MIN_HEADER..header)?;
         let mut segment = Self {
-            source_port: packet.src_port(),
-            destination_port: packet.dst_port(),
-            seq: packet.seq_number().0.cast_unsigned(),
-            ack: packet.ack_number().0.cast_unsigned(),
-            flags,
-            window: packet.window_len(),
+            source_port,
+            destination_port,
+            seq: word(4),
+            ack: word(8),
+            flags: h[13] & !URG,
+            window: half(14),
             mss: None,
             scale: None,
             sack_permitted: false,
@@ -88,9 +79,9 @@ impl<'a> Segment<'a> {
             sack: [(0, 0); MAX_SACK],
             sack_len: 0,
             ecn: 0,
-            payload: bytes.get(usize::from(packet.header_len())..)?,
+            payload: bytes.get(header..)?,
         };
-        segment.parse_options(bytes.get(MIN_HEADER..usize::from(packet.header_len()))?);
+        segment.parse_options(options);
         Some(segment)
     }
 
@@ -207,31 +198,36 @@ impl Header<'_> {
     pub fn write(&self, source: IpAddr, destination: IpAddr, segment: &mut [u8]) {
         self.write_unsummed(segment);
         let checksum = checksum(source, destination, segment);
-        TcpPacket::new_unchecked(segment).set_checksum(checksum);
+        segment[16..18].copy_from_slice(&checksum.to_be_bytes());
     }
 
     /// As [`Self::write`], with 0 for the checksum: for segments that no wire carries.
     pub fn write_unsummed(&self, segment: &mut [u8]) {
         let len = self.len();
-        let mut packet = TcpPacket::new_unchecked(&mut *segment);
-        packet.set_src_port(self.source_port);
-        packet.set_dst_port(self.destination_port);
-        packet.set_seq_number(TcpSeqNumber(self.seq.cast_signed()));
-        packet.set_ack_number(TcpSeqNumber(self.ack.cast_signed()));
-        packet.clear_flags();
-        packet.set_fin(self.flags & FIN != 0);
-        packet.set_syn(self.flags & SYN != 0);
-        packet.set_rst(self.flags & RST != 0);
-        packet.set_psh(self.flags & PSH != 0);
-        packet.set_ack(self.flags & ACK != 0);
-        packet.set_ece(self.flags & ECE != 0);
-        packet.set_cwr(self.flags & CWR != 0);
+        let mut h = [0; MIN_HEADER];
+        h[..2].copy_from_slice(&self.source_port.to_be_bytes());
+        h[2..4].copy_from_slice(&self.destination_port.to_be_bytes());
+        h[4..8].copy_from_slice(&self.seq.to_be_bytes());
+        h[8..12].copy_from_slice(&self.ack.to_be_bytes());
         #[allow(clippy::cast_possible_truncation)]
-        packet.set_header_len(len as u8);
-        packet.set_window_len(self.window);
-        packet.set_urgent_at(0);
-        packet.set_checksum(0);
-        self.write_options(&mut segment[MIN_HEADER..len]);
+        {
+            h[12] = (len as u8 / 4) << 4;
+        }
+        h[13] = self.flags;
+        h[14..16].copy_from_slice(&self.window.to_be_bytes());
+        let (header, options) = segment[..len].split_at_mut(MIN_HEADER);
+        header.copy_from_slice(&h);
+        if let (Some((value, echo)), [options @ ..]) = (self.timestamps, options)
+            && let Some(options) = options.first_chunk_mut::<TIMESTAMP_SPACE>()
+            && len == MIN_HEADER + TIMESTAMP_SPACE
+        {
+            // All that nearly every segment has.
+            options[..4].copy_from_slice(&[1, 1, 8, 10]);
+            options[4..8].copy_from_slice(&value.to_be_bytes());
+            options[8..].copy_from_slice(&echo.to_be_bytes());
+        } else {
+            self.write_options(&mut segment[MIN_HEADER..len]);
+        }
     }
 
     fn write_options(&self, mut out: &mut [u8]) {
@@ -271,33 +267,9 @@ fn put<const N: usize>(out: &mut [u8], bytes: [u8; N]) -> &mut [u8] {
     rest
 }
 
-/// The Internet checksum of a TCP segment with its pseudo-header (RFC 9293 3.1, RFC 8200 8.1), its own field counted
-/// as it stands.
+/// The Internet checksum of a TCP segment with its pseudo-header, its own field counted as it stands.
 pub(super) fn checksum(source: IpAddr, destination: IpAddr, segment: &[u8]) -> u16 {
-    // One's complement addition doesn't care about the width of its words: 32 bits at a time, folded at the end.
-    let mut sum = segment.len() as u64 + 6;
-    for address in [source, destination] {
-        sum += match address {
-            IpAddr::V4(v4) => sum_words(&v4.octets()),
-            IpAddr::V6(v6) => sum_words(&v6.octets()),
-        };
-    }
-    sum += sum_words(segment);
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    #[allow(clippy::cast_possible_truncation)]
-    {
-        !(sum as u16)
-    }
-}
-
-fn sum_words(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let sum: u64 = words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    sum + u64::from(u32::from_be_bytes(last))
+    crate::checksum::transport(source, destination, crate::ip::TCP, segment)
 }
 
 #[cfg(test)]
@@ -306,7 +278,7 @@ mod tests {
     use alloc::vec;
     use alloc::vec::Vec;
     use proptest::prelude::*;
-    use smoltcp::wire::IpAddress;
+    use smoltcp::wire::{IpAddress, TcpPacket};
 
     fn with_options(flags: u8, options: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; MIN_HEADER];
@@ -385,7 +357,19 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_parse_or_not(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = Segment::parse(&bytes);
+            let theirs = TcpPacket::new_checked(&bytes).ok().filter(|p| p.src_port() != 0 && p.dst_port() != 0);
+            let ours = Segment::parse(&bytes);
+            prop_assert_eq!(ours.is_some(), theirs.is_some());
+            if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                prop_assert_eq!(ours.seq, theirs.seq_number().0.cast_unsigned());
+                prop_assert_eq!(ours.ack, theirs.ack_number().0.cast_unsigned());
+                prop_assert_eq!(ours.window, theirs.window_len());
+                prop_assert_eq!(ours.has(SYN), theirs.syn());
+                prop_assert_eq!(ours.has(FIN), theirs.fin());
+                prop_assert_eq!(ours.has(ACK), theirs.ack());
+                prop_assert_eq!(ours.has(RST), theirs.rst());
+                prop_assert_eq!(ours.payload, &bytes[usize::from(theirs.header_len())..]);
+            }
         }
 
         #[test]

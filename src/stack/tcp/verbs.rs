@@ -84,7 +84,7 @@ impl Tcp {
         }
         let local = if local.port() == 0 { self.choose_port(cx.now, local, remote)? } else { local };
         let key = FlowKey::new(local, remote);
-        let hash = key.hash(self.secrets.flow);
+        let hash = key.table_hash(self.secrets.flow);
         let mut iss = self.secrets.initial_sequence(&key, cx.now);
         match self.find(&key, hash) {
             None => {}
@@ -239,7 +239,7 @@ impl Tcp {
                 continue;
             }
             let key = FlowKey::new(candidate, remote);
-            let free = match self.find(&key, key.hash(self.secrets.flow)) {
+            let free = match self.find(&key, key.table_hash(self.secrets.flow)) {
                 None => true,
                 Some(FlowRef::TimeWait(index)) => {
                     // Usable, but only when nothing better is left.

@@ -260,6 +260,11 @@ fn hold_back(shared: &Slot, more: bool) {
 
 /// What recv() says when no byte is there. `state` was read before the ring was found empty.
 fn at_the_end(shared: &Slot, state: u32) -> Result<usize, Errno> {
+    // As tcp_recvmsg(): once the FIN was read the stream has ended well, whatever comes after it. An error (EPIPE, when a
+    // RST answers what was still sent) stays for send() and SO_ERROR.
+    if state & status::PEER_FINISHED != 0 {
+        return Ok(0);
+    }
     if let Some(error) = take_error(shared) {
         return Err(error);
     }

@@ -106,6 +106,9 @@ fn a_connection_carries_bytes_both_ways_and_ends() {
     assert_eq!(session.readiness(slot), IN | OUT | POLLRDHUP);
     assert_eq!(read(&session, slot, 100).unwrap(), b"bye");
     assert_eq!(read(&session, slot, 100).unwrap(), b"");
+    engine.slot(slot).error.store(Errno::PIPE.raw_os_error() as u32, Ordering::Release);
+    assert_eq!(read(&session, slot, 100).unwrap(), b"", "the stream had ended well");
+    assert_eq!(session.take_error(slot), Errno::PIPE.raw_os_error() as u32, "the error is left for SO_ERROR");
     session.shutdown(slot, false, true).unwrap();
     assert_eq!(session.send(slot, &[IoSlice::new(b"x")], false), Err(Errno::PIPE));
     assert_eq!(session.readiness(slot), IN | OUT | POLLRDHUP | POLLHUP);

@@ -274,8 +274,9 @@ impl Apps {
         s.orphan = true;
         s.queued = None;
         let Some(id) = s.id else { return };
-        // SO_LINGER with zero seconds: the last close resets.
-        if shared.linger.load(Ordering::Relaxed) == 1 {
+        // SO_LINGER with zero seconds: the last close resets. So does one that leaves bytes unread; what the program
+        // answered before it gave up reading (an HTTP error to an upload too long) must be on its way by then.
+        if shared.linger.load(Ordering::Relaxed) == 1 || stack.tcp_has_unread(id) {
             self.aborting.push(id);
         } else {
             let _ = stack.tcp_close(now, id);

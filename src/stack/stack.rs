@@ -332,6 +332,12 @@ impl Stack {
         self.tcp.close(now, id)
     }
 
+    /// Whether bytes came in order that the owner has not read: then [`Self::tcp_close`] resets.
+    #[must_use]
+    pub fn tcp_has_unread(&mut self, id: SocketId) -> bool {
+        self.tcp.has_unread(id)
+    }
+
     /// Ends the connection at once with a RST.
     ///
     /// # Errors

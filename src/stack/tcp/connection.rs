@@ -484,6 +484,11 @@ impl Connection {
         self.rx_nxt.saturating_sub(self.rx_head + self.peer_finished as u64)
     }
 
+    /// Whether the owner has bytes to read, the FIN aside.
+    pub fn has_unread(&self) -> bool {
+        self.received_tail() > self.rx_head - FIRST
+    }
+
     /// What the peer may send from here on, if it is told now.
     pub fn window(&self) -> u64 {
         let current = self.rx_edge.saturating_sub(self.rx_nxt);
@@ -519,7 +524,7 @@ impl Connection {
         match self.state {
             TcpState::SynSent => self.end(None),
             // RFC 2525 2.17: data that nobody will read is lost, and the peer should know.
-            _ if self.received_tail() > self.rx_head - FIRST => self.abort(None),
+            _ if self.has_unread() => self.abort(None),
             TcpState::FinWait2 => self.linger(now, fin_timeout),
             _ => self.finish(),
         }

@@ -272,6 +272,11 @@ impl Tcp {
     }
 
     /// A connection that still has an owner.
+    /// See [`Connection::has_unread`].
+    pub fn has_unread(&mut self, id: SocketId) -> bool {
+        self.owned(id).is_ok_and(|connection| connection.has_unread())
+    }
+
     fn owned(&mut self, id: SocketId) -> Result<&mut Connection, Error> {
         let connection = self.current(ReadyId { index: id.index, generation: id.generation });
         connection.filter(|c| !c.orphan && !c.released && c.state != TcpState::Closed).ok_or(Error::NoSuchSocket)

@@ -1,7 +1,6 @@
 //! Calls on descriptors as such: close and its kin, dup and its kin, fcntl, ioctl.
 
 use core::ffi::{c_int, c_ulong, c_void};
-use core::sync::atomic::Ordering;
 
 use crate::errno::{self, Errno};
 use crate::socket::{closed, install};
@@ -99,7 +98,7 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, outcome),
         libc::F_SETFL => {
             if let Some(socket) = table::socket(fd) {
-                socket.nonblock.store(argument as c_int & libc::O_NONBLOCK != 0, Ordering::Relaxed);
+                socket.set_nonblocking(argument as c_int & libc::O_NONBLOCK != 0);
             }
         }
         _ => {}
@@ -124,7 +123,7 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int
             if outcome >= 0 {
                 // SAFETY: the kernel has just read it.
                 let on = unsafe { argument.cast::<c_int>().read_unaligned() } != 0;
-                socket.nonblock.store(on, Ordering::Relaxed);
+                socket.set_nonblocking(on);
             }
             outcome
         }

@@ -47,6 +47,7 @@ mod transfer;
 /// over what a program before exec passed on. Does nothing in a program that runs without an engine.
 extern "C" fn start() {
     if let Some(settings) = engine::settings() {
+        process::watch_forks();
         process::adopt();
         if settings.dispatch || dispatch::is_go() {
             dispatch::switch_on();

@@ -8,13 +8,15 @@
 //!         new image:     adopts the connection; a descriptor is the slot's if the placeholder's cookie says so
 //! ```
 
+use core::any::Any;
+use core::cell::RefCell;
 use core::ffi::{CStr, c_char, c_int};
 use std::ffi::CString;
 use std::os::fd::{FromRawFd, RawFd};
 
 use libc::pid_t;
 use sidestep_client::shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_INHERIT, ENV_SOCKET, ENV_SYSCALLS};
-use sidestep_client::{Fd, Session};
+use sidestep_client::{Fd, ForkTicket, Session};
 
 use crate::engine::{self, Settings};
 use crate::errno::Errno;
@@ -28,35 +30,72 @@ const PASSED_BYTES: usize = 16;
 
 // ---- fork ---------------------------------------------------------------------------------------------------------
 
-/// fork(2) by `call`.
+/// What the forking thread holds on to from before until after.
+struct Forking {
+    /// What the handler of system calls and streams need; let go of first.
+    first: Box<dyn Any>,
+    others: Box<dyn Any>,
+    ticket: Option<(&'static Session, Result<ForkTicket, sidestep_client::Errno>)>,
+}
+
+thread_local! {
+    static FORKING: RefCell<Option<Forking>> = const { RefCell::new(None) };
+}
+
+/// Has the C library call this library around each fork() of its own. Handlers run in the order of registration, and
+/// backwards before the fork: with ours the first, a program's own handlers (pthread_atfork(3); uvloop's builds its
+/// epoll instance anew) never run while our locks are held.
+pub fn watch_forks() {
+    extern "C" fn prepare() {
+        before_fork();
+    }
+    extern "C" fn parent() {
+        after_fork(false);
+    }
+    extern "C" fn child() {
+        after_fork(true);
+    }
+    // SAFETY: the functions stay: this library is never unloaded. It fails only for want of memory; then the child has
+    // no sockets of ours.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+
+/// fork(2) by `call`, which runs no handlers.
 pub fn fork(call: impl FnOnce() -> pid_t) -> pid_t {
+    before_fork();
+    let pid = call();
+    after_fork(pid == 0);
+    pid
+}
+
+/// Takes every lock and makes a place for the child.
+fn before_fork() {
     if engine::settings().is_none() {
-        return call();
+        return;
     }
     // In this order everywhere. The child must not find a lock taken by a thread that it doesn't have.
-    let _attaching = engine::hold_attaching();
-    let _gate = socket::shut_gate();
-    let _epolls = epoll::hold_all();
+    let attaching = engine::hold_attaching();
+    let gate = socket::shut_gate();
+    let epolls = epoll::hold_all();
     let slots = socket::slots_in_use();
-    let _pool = socket::hold_pool();
-    let streams = stdio::hold();
-    let handler = dispatch::hold();
-    let session = engine::session();
-    let ticket = session.map(|s| s.prepare_fork(&mut slots.iter().copied()));
-    let pid = call();
-    drop((handler, streams));
-    if pid == 0 {
+    let pool = socket::hold_pool();
+    let first = Box::new((dispatch::hold(), stdio::hold()));
+    // Given back in the opposite order.
+    let others = Box::new((pool, epolls, gate, attaching));
+    let ticket = engine::session().map(|s| (s, s.prepare_fork(&mut slots.iter().copied())));
+    let _ = FORKING.try_with(|f| f.replace(Some(Forking { first, others, ticket })));
+}
+
+/// Makes the child the process that its ticket says, and gives the locks back.
+fn after_fork(in_child: bool) {
+    let Ok(Some(Forking { first, others, ticket })) = FORKING.try_with(RefCell::take) else { return };
+    drop(first);
+    if in_child {
         dispatch::forked_child();
+        engine::next_epoch();
     }
-    let (Some(session), Some(ticket)) = (session, ticket) else {
-        if pid == 0 {
-            engine::next_epoch();
-        }
-        return pid;
-    };
-    match (pid, ticket) {
-        (0, ticket) => {
-            engine::next_epoch();
+    match ticket {
+        Some((session, ticket)) if in_child => {
             session.descriptors().for_each(table::clear_internal);
             match ticket {
                 Ok(ticket) => {
@@ -70,18 +109,19 @@ pub fn fork(call: impl FnOnce() -> pid_t) -> pid_t {
             }
             session.descriptors().for_each(table::set_internal);
         }
-        (_, Ok(ticket)) => session.forked_parent(ticket),
-        (_, Err(_)) => {}
+        // Also when fork failed: then the engine sees the child's place end.
+        Some((session, Ok(ticket))) => session.forked_parent(ticket),
+        _ => {}
     }
-    pid
+    drop(others);
 }
 
-/// daemon(3). The C library's own calls its fork where it can't be seen.
+/// daemon(3). The C library's own opens /dev/null where it can't be seen.
 pub fn daemon(stay: bool, keep: bool) -> Result<c_int, Errno> {
     let last = || Err(Errno(crate::errno::get()));
     // SAFETY: plain calls with constant strings.
     unsafe {
-        match fork(|| real::fork()) {
+        match real::fork() {
             -1 => return last(),
             0 => {}
             _ => libc::_exit(0),

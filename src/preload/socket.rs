@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use sidestep_client::shm::layout::MAX_SLOTS;
-use sidestep_client::shm::slot::kind;
+use sidestep_client::shm::slot::{kind, option};
 use sidestep_client::{Session, Setting};
 
 use crate::epoll::{self, Epoll};
@@ -42,7 +42,7 @@ pub struct Socket {
     datagram: AtomicBool,
     /// O_NONBLOCK, as it stands on the placeholder. Another process that shares the socket may change it there without
     /// our knowledge; programs set it before they fork.
-    pub nonblock: AtomicBool,
+    nonblock: AtomicBool,
     /// A connect() is under way whose end the program has not heard of.
     pub connecting: AtomicBool,
     /// SO_RCVTIMEO and SO_SNDTIMEO in nanoseconds, 0 for none.
@@ -225,6 +225,30 @@ impl Socket {
         }
     }
 
+    /// Whether calls return instead of waiting (O_NONBLOCK). Once there is a slot it says so, to every process that
+    /// has it.
+    pub fn is_nonblocking(&self) -> bool {
+        match (self.claimed(), engine::session()) {
+            (Some(slot), Some(session)) => session.option(slot, option::NON_BLOCKING),
+            _ => self.nonblock.load(Ordering::Relaxed),
+        }
+    }
+
+    /// O_NONBLOCK was set or cleared.
+    pub fn set_nonblocking(&self, on: bool) {
+        self.nonblock.store(on, Ordering::Relaxed);
+        if let (Some(slot), Some(session)) = (self.claimed(), engine::session())
+            && let Some(shared) = session.region().slot(slot)
+        {
+            // The engine has no use for it: nothing is marked.
+            if on {
+                shared.options.fetch_or(option::NON_BLOCKING, Ordering::Relaxed);
+            } else {
+                shared.options.fetch_and(!option::NON_BLOCKING, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// One more descriptor stands for it.
     pub fn share(&self) {
         self.refs.fetch_add(1, Ordering::AcqRel);
@@ -288,6 +312,8 @@ impl Socket {
     fn adopt_slot(&'static self, slot: u32) {
         BY_SLOT.put(slot, Some(self));
         self.slot.store(slot, Ordering::Release);
+        // A connection's slot began with its listener's options.
+        self.set_nonblocking(self.nonblock.load(Ordering::Relaxed));
         self.each_epoll(|epoll| epoll.decided(self));
     }
 
@@ -477,7 +503,7 @@ pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option
         Err(sidestep_client::Errno::ISCONN) if socket.connecting.swap(false, Ordering::AcqRel) => {
             return Ok(Done::Here);
         }
-        Err(sidestep_client::Errno::ALREADY) if !socket.nonblock.load(Ordering::Relaxed) => {}
+        Err(sidestep_client::Errno::ALREADY) if !socket.is_nonblocking() => {}
         Err(error) => return Err(failed(session, socket, error)),
         Ok(()) => {}
     }
@@ -486,7 +512,7 @@ pub fn connect(session: &Session, socket: &'static Socket, fd: c_int, to: Option
         return session.datagram_outcome(slot).map(|()| Done::Here).map_err(Errno::from);
     }
     socket.connecting.store(true, Ordering::Release);
-    if socket.nonblock.load(Ordering::Relaxed) {
+    if socket.is_nonblocking() {
         // The engine does its part at once: then the socket has its name, and what fails without a packet has failed.
         engine::wait_settled(session, slot);
         return match session.connect_outcome(slot) {
@@ -593,7 +619,7 @@ pub fn accept(
         // The descriptor comes first: with none to be had, the connection stays in the queue, as in Linux. It is only
         // made when there seems to be a connection.
         if session.is_listening(slot) && session.readiness(slot) & sidestep_client::POLLIN == 0 {
-            if listener.nonblock.load(Ordering::Relaxed) {
+            if listener.is_nonblocking() {
                 return Err(errno::AGAIN);
             }
             let timeout = listener.receive_timeout.load(Ordering::Relaxed);
@@ -624,7 +650,7 @@ pub fn accept(
                 // SAFETY: made above.
                 unsafe { real::close(fd) };
                 // Another process or thread was faster.
-                if error != sidestep_client::Errno::AGAIN || listener.nonblock.load(Ordering::Relaxed) {
+                if error != sidestep_client::Errno::AGAIN || listener.is_nonblocking() {
                     return Err(error.into());
                 }
             }

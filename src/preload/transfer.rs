@@ -107,7 +107,7 @@ unsafe fn checked<'a>(pieces: *const iovec, count: usize, write: bool) -> Result
 }
 
 fn may_wait(socket: &Socket, flags: c_int) -> bool {
-    flags & libc::MSG_DONTWAIT == 0 && !socket.nonblock.load(Ordering::Relaxed)
+    flags & libc::MSG_DONTWAIT == 0 && !socket.is_nonblocking()
 }
 
 /// Runs `attempt` until it does something else than EAGAIN, sleeping in between if the call may.

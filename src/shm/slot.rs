@@ -217,6 +217,8 @@ pub mod option {
     pub const TELL_QUEUE: u32 = 1 << 9;
     /// SO_ZEROCOPY. Programs are told when bytes given with MSG_ZEROCOPY are theirs again: at once, they are copied.
     pub const ZERO_COPY: u32 = 1 << 10;
+    /// O_NONBLOCK, which belongs to what all descriptors and processes share. Only programs look at it.
+    pub const NON_BLOCKING: u32 = 1 << 11;
 }
 
 /// Values of [`Slot::kind`].

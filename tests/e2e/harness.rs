@@ -37,6 +37,8 @@ pub enum Verdict {
 pub struct Options {
     /// Shorter versions of the long tests.
     pub quick: bool,
+    /// Longer ones than anybody waits for after a change: whole test suites of other projects.
+    pub long: bool,
     /// Only cases whose name contains this.
     pub filter: Option<String>,
 }

@@ -492,3 +492,66 @@ CHECK(environment) {
     say("threads", "%d", threads);
     DO("no_child", waitpid(-1, NULL, WNOHANG));
 }
+
+CHECK(nonblocking_set_by_a_child) {
+    struct pair p = tcp_pair();
+    char b[16];
+    pid_t child = fork();
+    if (child == 0) {
+        MUST(fcntl(p.server, F_SETFL, MUST(fcntl(p.server, F_GETFL)) | O_NONBLOCK));
+        _exit(0);
+    }
+    reap("child", child);
+    DO("recv_does_not_wait", recv(p.server, b, 16, 0));
+    say("flag", "%d", !!(MUST(fcntl(p.server, F_GETFL)) & O_NONBLOCK));
+    child = fork();
+    if (child == 0) {
+        MUST(fcntl(p.server, F_SETFL, MUST(fcntl(p.server, F_GETFL)) & ~O_NONBLOCK));
+        MUST(send(p.client, "late", 4, 0));
+        _exit(0);
+    }
+    reap("child_2", child);
+    DO("recv_waits_again", recv(p.server, b, 16, 0));
+}
+
+// What pthread_atfork's functions work with: an event loop that is built anew in the child, as uvloop does it.
+static int loop_of_handlers = -1, socket_of_handlers = -1, handlers_armed;
+
+static int loop_with_socket(void) {
+    int epoll = MUST(epoll_create1(0));
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = 7};
+    MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, socket_of_handlers, &event));
+    return epoll;
+}
+
+static void handler_before(void) {
+    if (handlers_armed) close(MUST(dup(socket_of_handlers)));
+}
+
+static void handler_parent(void) {
+    if (handlers_armed) MUST(getsockname(socket_of_handlers, (struct sockaddr *)&(struct sockaddr_storage){0}, &(socklen_t){128}));
+}
+
+static void handler_child(void) {
+    if (!handlers_armed) return;
+    close(loop_of_handlers);
+    loop_of_handlers = loop_with_socket();
+}
+
+CHECK(handlers_of_a_fork_use_sockets) {
+    struct pair p = tcp_pair();
+    socket_of_handlers = p.server;
+    loop_of_handlers = loop_with_socket();
+    MUST(pthread_atfork(handler_before, handler_parent, handler_child));
+    handlers_armed = 1;
+    pid_t child = fork();
+    handlers_armed = 0;
+    if (child == 0) {
+        struct epoll_event event = {0};
+        char b[16];
+        int n = MUST(epoll_wait(loop_of_handlers, &event, 1, 10000));
+        _exit(n == 1 && event.data.u64 == 7 && recv(p.server, b, 16, 0) == 5 ? 0 : 1);
+    }
+    DO("send", send(p.client, "hello", 5, 0));
+    reap("child", child);
+}

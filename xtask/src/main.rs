@@ -28,9 +28,10 @@ cargo xtask demo [--tap] [--requests N]
       --tap          over a TAP device in a user namespace: needs no rights (chosen by itself where there are none)
       --requests N   requests for the comparison, on each side (10000)
 
-cargo xtask test [--quick] [--filter NAME]
+cargo xtask test [--quick | --long] [--filter NAME]
     Installs what is missing, builds, runs every test, and ends with a line that counts passed, failed and skipped.
       --quick        shorter versions of the long end-to-end tests
+      --long         longer ones: all of the test suites of other projects (e2e::suites)
       --filter NAME  only tests whose name contains NAME (end-to-end tests are named e2e::GROUP::NAME)
 
 cargo xtask sim-bars [--seed N] [--duration SECONDS]

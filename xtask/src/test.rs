@@ -19,7 +19,7 @@ use std::time::Instant;
 /// # Errors
 /// When the tests can't even be started.
 pub fn main(options: &mut Options<'_>) -> Result<ExitCode> {
-    let quick = options.flag("--quick");
+    let (quick, long) = (options.flag("--quick"), options.flag("--long"));
     let filter = options.value("--filter")?;
     options.end()?;
     let begin = Instant::now();
@@ -59,9 +59,8 @@ pub fn main(options: &mut Options<'_>) -> Result<ExitCode> {
     }
     step("end-to-end tests: real programs in network namespaces");
     let mut arguments = vec!["e2e"];
-    if quick {
-        arguments.push("--quick");
-    }
+    arguments.extend(quick.then_some("--quick"));
+    arguments.extend(long.then_some("--long"));
     let name = filter.as_deref().map(|f| f.trim_start_matches("e2e::"));
     if let Some(name) = name {
         arguments.extend(["--filter", name]);
@@ -83,10 +82,10 @@ pub fn main(options: &mut Options<'_>) -> Result<ExitCode> {
 /// # Errors
 /// For an option that it does not know.
 pub fn end_to_end(options: &mut Options<'_>) -> Result<ExitCode> {
-    let quick = options.flag("--quick");
+    let (quick, long) = (options.flag("--quick"), options.flag("--long"));
     let filter = options.value("--filter")?;
     options.end()?;
-    let tally = harness::run_all(&sidestep_e2e::cases(), &harness::Options { quick, filter });
+    let tally = harness::run_all(&sidestep_e2e::cases(), &harness::Options { quick, long, filter });
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

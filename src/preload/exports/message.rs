@@ -155,15 +155,19 @@ fn send_options(m: &msghdr, datagram: bool) -> Result<DatagramOptions, Errno> {
                     options.local = (!source.is_unspecified()).then_some(IpAddr::V6(source));
                 }
                 (libc::IPPROTO_IP, libc::IP_TOS) if is(1) => options.tos = Some(*data),
-                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
-                    if is(4) && (0..=255).contains(&int()) =>
-                {
+                (libc::IPPROTO_IP, libc::IP_TOS) if is(4) && (0..=255).contains(&int()) => {
                     options.tos = Some(int() as u8);
                 }
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
-                    if is(4) && (1..=255).contains(&int()) =>
-                {
+                (libc::IPPROTO_IP, libc::IP_TTL) if is(4) && (1..=255).contains(&int()) => {
                     options.ttl = Some(int() as u8);
+                }
+                // RFC 3542 6.3, 6.5: -1 is the default.
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if is(4) && (-1..=255).contains(&int()) => {
+                    options.tos = u8::try_from(int()).ok();
+                }
+                // A datagram for this machine alone has one hop here.
+                (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) if is(4) && (-1..=255).contains(&int()) => {
+                    options.ttl = u8::try_from(int()).ok().map(|hops| hops.max(1));
                 }
                 // UDP_SEGMENT: one call, many datagrams.
                 (libc::IPPROTO_IP | libc::IPPROTO_IPV6 | libc::SOL_UDP, _) => return invalid,

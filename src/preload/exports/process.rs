@@ -34,12 +34,9 @@ unsafe fn spawn(environment: *const *mut c_char, call: impl FnOnce(*const *mut c
 }
 
 export! {
-    /// fork(2).
+    /// fork(2): what this library does around it, the C library calls ([`process::watch_forks`]).
     fn fork() -> pid_t {
-        if engine::settings().is_none() {
-            return real::fork();
-        }
-        process::fork(|| real::fork())
+        real::fork()
     }
 
     /// Alias of fork in the C library.

@@ -52,7 +52,7 @@ fn answers(lab: &Lab, engine: &Engine<'_>, server: &mut Program, host: &str, por
 }
 
 /// That the stack, and not the kernel, carried what happened since it had counted `before` packets to itself.
-fn carried(engine: &Engine<'_>, before: u64, least: u64) -> Result<u64> {
+pub fn carried(engine: &Engine<'_>, before: u64, least: u64) -> Result<u64> {
     let now = looped(engine)?;
     ensure!(now >= before + least, "only {} packets went through the stack, {least} were expected", now - before);
     Ok(now)

@@ -24,6 +24,7 @@ mod server;
 mod shards;
 mod shared;
 mod stdio;
+mod suites;
 mod vanish;
 
 use crate::engine::{Engine, Setup};
@@ -50,6 +51,7 @@ pub fn cases() -> Vec<Case> {
         raw::CASES,
         rights::CASES,
         stdio::CASES,
+        suites::CASES,
         server::CASES,
         client::CASES,
         programs::CASES,

@@ -24,6 +24,8 @@ const SEGMENT: core::ops::RangeInclusive<i64> = 88..=32_767;
 /// Longest TCP_LINGER2, and its default, in seconds.
 const LONGEST_LINGER2: i64 = 120;
 const DEFAULT_LINGER2: i32 = 60;
+/// Of linux/tcp.h.
+const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
 /// TCP_CA_NAME_MAX of Linux.
 const NAME_BYTES: usize = 16;
 /// tcpi_pmtu and tcpi_notsent_bytes in `struct tcp_info`.
@@ -39,9 +41,9 @@ pub enum Setting {
 }
 
 /// Bits of options that a [`Setting`] may name.
-const BITS: usize = 11;
+const BITS: usize = 13;
 /// Numbers, in the order of their [`Setting::index`].
-const NUMBERS: [Number; 19] = [
+const NUMBERS: [Number; 20] = [
     Number::KeepIdle,
     Number::KeepInterval,
     Number::KeepCount,
@@ -61,6 +63,7 @@ const NUMBERS: [Number; 19] = [
     Number::Linger2,
     Number::MtuDiscovery,
     Number::Congestion,
+    Number::FastOpen,
 ];
 
 impl Setting {
@@ -145,6 +148,18 @@ impl Setting {
                 let found = CONGESTION.iter().position(|known| known.as_bytes() == name).ok_or(Errno::NOENT)?;
                 put(N::Congestion, found as u32 + 1)
             }
+            (libc::IPPROTO_TCP, libc::TCP_FASTOPEN) => match int(value)? {
+                queue @ 0.. => put(N::FastOpen, queue.min(0xffff).cast_unsigned()),
+                _ => Err(Errno::INVAL),
+            },
+            (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT) => match int(value)? {
+                0 | 1 => bit(option::FAST_OPEN),
+                _ => Err(Errno::INVAL),
+            },
+            (libc::IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE) => match int(value)? {
+                0 | 1 => bit(option::NO_COOKIE),
+                _ => Err(Errno::INVAL),
+            },
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE) => bit(option::KEEP_ALIVE),
             (libc::SOL_SOCKET, libc::SO_REUSEADDR) => bit(option::REUSE_ADDRESS),
             (libc::SOL_SOCKET, libc::SO_REUSEPORT) => bit(option::REUSE_PORT),
@@ -345,6 +360,9 @@ impl Session {
             (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => or(&shared.notsent_lowat, 0),
             (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => defer_seconds(load(&shared.defer_accept)),
             (libc::IPPROTO_TCP, libc::TCP_LINGER2) => or(&shared.linger2, DEFAULT_LINGER2),
+            (libc::IPPROTO_TCP, libc::TCP_FASTOPEN) => or(&shared.fast_open, 0),
+            (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT) => bit(option::FAST_OPEN),
+            (libc::IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE) => bit(option::NO_COOKIE),
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE) => bit(option::KEEP_ALIVE),
             (libc::SOL_SOCKET, libc::SO_REUSEADDR) => bit(option::REUSE_ADDRESS),
             (libc::SOL_SOCKET, libc::SO_REUSEPORT) => bit(option::REUSE_PORT),

@@ -52,6 +52,8 @@ pub enum Number {
     MtuDiscovery,
     /// TCP_CONGESTION: position in [`sidestep_shm::slot::CONGESTION`] + 1.
     Congestion,
+    /// TCP_FASTOPEN of a listener: how many connections cookies may have opened.
+    FastOpen,
 }
 
 impl Number {
@@ -76,6 +78,7 @@ impl Number {
             Self::Linger2 => &slot.linger2,
             Self::MtuDiscovery => &slot.mtu_discovery,
             Self::Congestion => &slot.congestion,
+            Self::FastOpen => &slot.fast_open,
         }
     }
 }

@@ -224,6 +224,42 @@ impl Session {
         self.mark_now(shared, slot);
         Ok(done)
     }
+
+    /// sendto(2) with MSG_FASTOPEN on TCP: starts a connection whose SYN carries the first of these bytes, if the server
+    /// gave a cookie before (RFC 7413); if not, its SYN asks for one and the bytes follow the handshake. Returns how many
+    /// bytes were taken.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_with(&self, slot: u32, remote: std::net::SocketAddr, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        let shared = self.slot(slot)?;
+        let begun = status::CONNECTING | status::CONNECTED | status::LISTENING | status::BROKEN;
+        let fresh = shared.status.load(Ordering::Acquire) & begun == 0
+            && shared.request.load(Ordering::Relaxed) & request::CONNECT == 0;
+        let mut done = 0;
+        if fresh {
+            let held = Held::take(&shared.tx_lock, self.process())?;
+            let ring = self.region().tx_split(slot).ok_or(Errno::IO)?;
+            let room = room(shared, &ring).free;
+            for buf in bufs {
+                let n = buf.len().min(room - done);
+                ring.write(done as u64, &buf[..n]);
+                done += n;
+            }
+            shared.tx_tail.store(done as u64, Ordering::Release);
+            drop(held);
+            shared.options.fetch_or(option::FAST_OPEN, Ordering::Release);
+        }
+        match self.connect(slot, remote) {
+            Ok(()) => Ok(done),
+            Err(error) => {
+                if fresh {
+                    shared.tx_tail.store(0, Ordering::Release);
+                }
+                Err(error)
+            }
+        }
+    }
 }
 
 impl Session {

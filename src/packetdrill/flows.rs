@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::script::TcpOption;
+use super::script::{TcpOption, flag};
 use super::wire::LiveTcp;
 
 #[derive(Clone, Debug)]
@@ -16,12 +16,15 @@ pub struct Flow {
     pub script_ports: Option<(u16, u16)>,
     /// Live minus script, of the stack's sequence numbers; None until it sent a SYN.
     offset: Option<u32>,
+    /// How the script counts behind the SYNs: the stack's numbers, and its own.
+    stacks: Counting,
+    scripts: Counting,
     /// The script sent a SYN since: the next SYN of the stack may start anew.
     fresh: bool,
     /// The stack's timestamps, script's to live.
     timestamps: BTreeMap<u32, u32>,
     first_timestamp: Option<(u32, u32)>,
-    /// The script's number of the first byte that it sends.
+    /// The number on the wire of the first byte that the script sends.
     pub first_byte: u32,
     /// The slot of the socket that has it, once a call gave it to the script.
     pub slot: Option<u32>,
@@ -36,6 +39,8 @@ impl Flow {
             remote_port: remote.1,
             script_ports: None,
             offset: None,
+            stacks: Counting::default(),
+            scripts: Counting::default(),
             fresh: true,
             timestamps: BTreeMap::new(),
             first_timestamp: None,
@@ -52,6 +57,7 @@ impl Flow {
     /// The script sent a SYN with this number.
     pub fn on_script_syn(&mut self, seq: u32) {
         self.first_byte = seq.wrapping_add(1);
+        self.scripts = Counting::from(seq);
         self.fresh = true;
     }
 
@@ -59,17 +65,37 @@ impl Flow {
     pub fn on_live_syn(&mut self, live: u32, script: u32) {
         if self.fresh || self.offset.is_none() {
             self.offset = Some(live.wrapping_sub(script));
+            self.stacks = Counting::from(script);
             self.fresh = false;
         }
     }
 
     /// A number of the stack's stream, as it is on the wire.
     pub fn to_live(&self, script: u32) -> u32 {
-        script.wrapping_add(self.offset.unwrap_or(0))
+        script.wrapping_add(self.stacks.base()).wrapping_add(self.offset.unwrap_or(0))
     }
 
     pub fn to_script(&self, live: u32) -> u32 {
-        live.wrapping_sub(self.offset.unwrap_or(0))
+        live.wrapping_sub(self.offset.unwrap_or(0)).wrapping_sub(self.stacks.base())
+    }
+
+    /// Where a number of the stack's is in its stream: what was written begins at 1.
+    pub fn place_in_stream(&self, live: u32) -> u32 {
+        live.wrapping_sub(self.offset.unwrap_or(0)).wrapping_sub(self.stacks.isn)
+    }
+
+    /// A number of the script's own stream, as it is on the wire.
+    pub fn own_to_live(&self, script: u32) -> u32 {
+        script.wrapping_add(self.scripts.base())
+    }
+
+    /// The first packets behind the SYNs show how the script counts: `stacks` is a number of the stack's stream there,
+    /// `scripts` one of its own.
+    pub fn learn_counting(&mut self, stacks: Option<u32>, scripts: Option<u32>) {
+        if self.offset.is_some() {
+            stacks.into_iter().for_each(|n| self.stacks.learn(n));
+        }
+        scripts.into_iter().for_each(|n| self.scripts.learn(n));
     }
 
     /// The live timestamp that the script echoes as `script`. Those that were not seen are as far from the nearest one
@@ -100,7 +126,18 @@ impl Flow {
 
     /// A segment of the stack in the script's numbers. Its timestamp stays live.
     pub fn in_script_numbers(&self, live: &LiveTcp) -> LiveTcp {
-        LiveTcp { seq: self.to_script(live.seq), ..live.clone() }
+        if live.flags & flag::SYN != 0 {
+            // A SYN and its acknowledgment have the numbers as they are.
+            let seq = live.seq.wrapping_sub(self.offset.unwrap_or(0));
+            return LiveTcp { seq, ..live.clone() };
+        }
+        let own = |live: u32| live.wrapping_sub(self.scripts.base());
+        let ack = if live.flags & flag::ACK != 0 { own(live.ack) } else { live.ack };
+        let options = live.options.iter().map(|option| match option {
+            TcpOption::Sack(blocks) => TcpOption::Sack(blocks.iter().map(|(l, r)| (own(*l), own(*r))).collect()),
+            other => other.clone(),
+        });
+        LiveTcp { seq: self.to_script(live.seq), ack, options: options.collect(), ..live.clone() }
     }
 
     /// Options of a packet that the script sends, in live numbers.
@@ -115,6 +152,32 @@ impl Flow {
             other => other.clone(),
         };
         options.iter().map(live).collect()
+    }
+}
+
+/// How a script counts a stream whose SYN doesn't have the number 0: on from there, or from 0 all the same, as the
+/// original program has it. Scripts of both kinds are about.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counting {
+    isn: u32,
+    from_zero: Option<bool>,
+}
+
+impl Counting {
+    const fn from(isn: u32) -> Self {
+        Self { isn, from_zero: None }
+    }
+
+    const fn learn(&mut self, number: u32) {
+        if self.from_zero.is_none() {
+            let distance = number.wrapping_sub(self.isn).cast_signed().unsigned_abs();
+            self.from_zero = Some(number.cast_signed().unsigned_abs() < distance);
+        }
+    }
+
+    /// What the script leaves off.
+    const fn base(&self) -> u32 {
+        if let Some(true) = self.from_zero { self.isn } else { 0 }
     }
 }
 
@@ -135,6 +198,14 @@ mod tests {
         flow.on_script_syn(0);
         flow.on_live_syn(77, 0);
         assert_eq!(flow.to_live(1), 78);
+        // A script that begins elsewhere and counts from 0 all the same, and one that counts on.
+        for (first, base) in [(1, 5000), (5001, 0)] {
+            flow.on_script_syn(5000);
+            flow.learn_counting(None, Some(first));
+            assert_eq!(flow.own_to_live(first), 5001);
+            flow.learn_counting(None, Some(7777));
+            assert_eq!(flow.own_to_live(9), 9 + base);
+        }
         assert!(flow.on_live_timestamp(100, 5000, Some(0)).is_ok());
         assert!(flow.on_live_timestamp(300, 5201, Some(1)).is_ok());
         assert!(flow.on_live_timestamp(400, 5305, Some(1)).is_err());

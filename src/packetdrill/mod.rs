@@ -53,7 +53,7 @@ pub fn run_file(file: &Path, settings: &Settings, notes: &mut Notes) -> std::io:
 
 /// Runs a script.
 pub fn run_text(text: &str, settings: &Settings, notes: &mut Notes) -> Verdict {
-    let outcome = match parse::parse(text, &settings.defines) {
+    let outcome = match parse::parse(text, &settings.names_for(text)) {
         Ok(script) => run::run(&script, settings.clone(), notes),
         Err(e) => Err(Failure { line: e.line, what: format!("column {}: {}", e.column, e.what) }),
     };

@@ -16,6 +16,9 @@ const PATIENCE_US: i64 = 10_000_000;
 /// The longest time that anything is waited for: beyond every timer of TCP but keep-alive, in microseconds.
 const LONGEST_US: i64 = 86_400_000_000;
 
+/// The latest time that a script may have, in microseconds: the stack's clock counts nanoseconds in 64 bits.
+const LATEST_US: i64 = 100_000_000_000_000;
+
 /// Why a script did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -89,6 +92,9 @@ impl Runner<'_> {
             Time::Absolute(t) | Time::Relative(t) => (base + t, base + t),
             Time::AbsoluteRange(a, b) | Time::RelativeRange(a, b) => (base + a, base + b),
         };
+        if to > LATEST_US {
+            return Err(format!("{} is later than this runner's clock goes", seconds(to)));
+        }
         let exact = from == to;
         match &event.kind {
             Kind::Packet(packet) if !packet.inbound => {
@@ -169,7 +175,7 @@ impl Runner<'_> {
         self.retry()?;
         while self.now() < to {
             let limit = self.limit(to);
-            self.world()?.step(limit);
+            self.world()?.step(limit)?;
             self.retry()?;
         }
         Ok(())
@@ -203,7 +209,7 @@ impl Runner<'_> {
                 return Err(format!("no packet was sent\n  expected: {wanted}"));
             }
             let limit = self.limit(give_up);
-            self.world()?.step(limit);
+            self.world()?.step(limit)?;
             self.retry()?;
         };
         let actual = |live: &Live| format!("\n  expected: {wanted}\n  actual:   {}", spell_live(live, &packet.ip));
@@ -226,7 +232,7 @@ impl Runner<'_> {
     fn call(&mut self, line: usize, syscall: &Syscall, base: i64) -> Result<(), String> {
         self.finish_pending().map_err(|(_, what)| what)?;
         self.trace(|| format!("call   {syscall}"));
-        let ends = syscall.ends.map(|at| base + at);
+        let ends = syscall.ends.map(|at| base.saturating_add(at).min(LATEST_US));
         let slack = ends.map_or(0, |at| self.slack(at));
         let call = Call::new(syscall.clone());
         self.pending = Some(Pending { call, line, ends: ends.map(|at| (at, slack)) });
@@ -269,7 +275,7 @@ impl Runner<'_> {
             let limit = pending.ends.map_or(now + LONGEST_US, |(at, slack)| at.max(now) + slack);
             let limit = self.limit(limit);
             let failed = |what: String| (Some(line), what);
-            let moved = self.world().map_err(failed)?.step(limit);
+            let moved = self.world().map_err(failed)?.step(limit).map_err(failed)?;
             self.retry().map_err(failed)?;
             if !moved && self.pending.is_some() && self.pending.as_ref().and_then(|p| p.call.deadline()) != Some(limit)
             {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use sidestep_stack::{Congestion, Ecn, InterfaceAddress, NeighborMode, Route, StaticNeighbor, TcpConfig};
+use sidestep_stack::{Congestion, Ecn, FastOpen, InterfaceAddress, NeighborMode, Route, StaticNeighbor, TcpConfig};
 
 use super::wire::Link;
 use crate::local::{HostAddress, LocalConfig};
@@ -47,6 +47,10 @@ pub struct Settings {
     pub files: BTreeMap<String, u64>,
     /// Nothing that the stack sends gets anywhere.
     pub link_drops: bool,
+    /// How often a script may have the stack woken, so that none runs for ever.
+    pub most_steps: u64,
+    /// Bytes of one call's buffers, at most.
+    pub most_bytes: usize,
 }
 
 impl Default for Settings {
@@ -75,6 +79,8 @@ impl Default for Settings {
             defines: BTreeMap::new(),
             files: BTreeMap::new(),
             link_drops: false,
+            most_steps: 10_000_000,
+            most_bytes: 1 << 28,
         }
     }
 }
@@ -86,7 +92,6 @@ impl Settings {
     /// An option that this runner doesn't have, or a value that makes no sense.
     pub fn option(&mut self, name: &str, value: &str) -> Result<(), String> {
         let wrong = || format!("--{name}={value}: this is no value for it");
-        let number = || value.parse::<u64>().map_err(|_| wrong());
         match name {
             "ip_version" => self.set_family(value).ok_or_else(wrong)?,
             "local_ip" => self.local = value.parse().map_err(|_| wrong())?,
@@ -95,11 +100,11 @@ impl Settings {
                 let mask: Ipv4Addr = value.parse().map_err(|_| wrong())?;
                 self.prefix_bits = u32::from(mask).leading_ones() as u8;
             }
-            "mtu" => self.mtu = number()? as usize,
+            "mtu" => self.set_mtu(value).ok_or_else(wrong)?,
             "mss" => self.mss = Some(value.parse().map_err(|_| wrong())?),
-            "tolerance_usecs" => self.tolerance_us = number()? as i64,
+            "tolerance_usecs" => self.tolerance_us = i64::from(value.parse::<u32>().map_err(|_| wrong())?),
             "tolerance_percent" => self.tolerance_percent = value.parse().map_err(|_| wrong())?,
-            "tcp_ts_tick_usecs" => self.timestamp_tick_us = number()? as i64,
+            "tcp_ts_tick_usecs" => self.timestamp_tick_us = i64::from(value.parse::<u32>().map_err(|_| wrong())?),
             "bind_port" => self.bind_port = value.parse().map_err(|_| wrong())?,
             "connect_port" => self.connect_port = value.parse().map_err(|_| wrong())?,
             "speed" | "gateway_ip" | "init_scripts" | "non_fatal" | "dry_run" | "verbose" | "debug"
@@ -115,6 +120,12 @@ impl Settings {
             _ => return Err(format!("--{name}: no such option")),
         }
         Ok(())
+    }
+
+    /// What an IP packet can be long. None: nothing can be that long or short.
+    pub fn set_mtu(&mut self, value: &str) -> Option<()> {
+        self.mtu = value.parse().ok().filter(|mtu| (68..=65_535).contains(mtu))?;
+        Some(())
     }
 
     /// Addresses as the original has them. Those that were given as options before stay.
@@ -137,10 +148,31 @@ impl Settings {
         Some(())
     }
 
+    /// The names that `text` may use: what was defined, and the cookies of the family that it is for.
+    pub fn names_for(&self, text: &str) -> BTreeMap<String, String> {
+        let mut own = self.clone();
+        for line in text.lines().take_while(|line| !line.starts_with('`')) {
+            if let Some(family) = line.trim().strip_prefix("--ip_version=") {
+                own.set_family(family);
+            }
+        }
+        for name in ["TFO_COOKIE", "TFO_COOKIE_ZERO"] {
+            if let Some(value) = own.define(name) {
+                own.defines.insert(name.to_owned(), value);
+            }
+        }
+        own.defines
+    }
+
     /// Names of C that depend on the family.
     pub fn define(&self, name: &str) -> Option<String> {
         let six = self.family != Family::V4;
         self.defines.get(name).cloned().or_else(|| match name {
+            // Of the key that the scripts' common defaults set, and of one of zeros.
+            "TFO_COOKIE" => Some(if self.family == Family::V6 { "c1d1e9742a47a9bc" } else { "3021b9d889017eeb" }.into()),
+            "TFO_COOKIE_ZERO" => {
+                Some(if self.family == Family::V6 { "82af1a8f9a205c34" } else { "b7c12350a90dc8f5" }.into())
+            }
             "CMSG_LEVEL_IP" => Some(if six { "SOL_IPV6" } else { "SOL_IP" }.into()),
             "CMSG_TYPE_RECVERR" => Some(if six { "IPV6_RECVERR" } else { "IP_RECVERR" }.into()),
             _ => None,
@@ -190,6 +222,13 @@ impl Settings {
                 }
             }
             "tcp_syncookies" => self.tcp.always_cookies = number()? == 2,
+            "tcp_fastopen" => {
+                let bits = value.trim().strip_prefix("0x").map_or_else(|| value.trim().parse().ok(), |hex| {
+                    u32::from_str_radix(hex, 16).ok()
+                });
+                self.tcp.fast_open = FastOpen::from_bits(bits.ok_or_else(wrong)?);
+            }
+            "tcp_fastopen_key" => self.tcp.fast_open_key = Some(fast_open_key(value).ok_or_else(wrong)?),
             "tcp_slow_start_after_idle" => self.tcp.slow_start_after_idle = on()?,
             "tcp_early_retrans" => self.tcp.tail_loss_probes = on()?,
             "tcp_rmem" => self.tcp.rmem = triple()?,
@@ -228,6 +267,8 @@ impl Settings {
             ("tcp_recovery", "1"),
             ("tcp_ecn", "0"),
             ("tcp_syncookies", "1"),
+            ("tcp_fastopen", "0x3"),
+            ("tcp_fastopen_key", "a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4"),
         ] {
             self.sysctl(name, value)?;
         }
@@ -257,6 +298,14 @@ impl Settings {
         config.geometry.tx_bytes = power_of_two(self.tcp.wmem[2]);
         config
     }
+}
+
+/// Four words in hexadecimal, as Linux prints the key; of several the first is the one that cookies are made with.
+fn fast_open_key(text: &str) -> Option<[u8; 16]> {
+    let first = text.split(',').next()?.trim();
+    let words: Option<Vec<u32>> = first.split('-').map(|word| u32::from_str_radix(word, 16).ok()).collect();
+    let bytes: Vec<u8> = words?.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.try_into().ok()
 }
 
 /// The largest power of two that is not more than `bytes`, within what a host takes.

@@ -111,7 +111,7 @@ fn ip(words: &[&str], settings: &mut Settings) -> Result<bool, String> {
         Some("tcp_metrics" | "netns" | "addr" | "address" | "neigh") => Ok(true),
         Some("link") => {
             if let Some(mtu) = after("mtu") {
-                settings.mtu = mtu.parse().map_err(|_| format!("ip link: mtu {mtu}"))?;
+                settings.set_mtu(mtu).ok_or_else(|| format!("ip link: mtu {mtu}"))?;
             }
             Ok(true)
         }

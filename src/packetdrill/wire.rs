@@ -10,6 +10,8 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
+/// RFC 7413 appendix A.2: what tells the option from other experiments with number 254.
+const FAST_OPEN_MAGIC: [u8; 2] = [0xf9, 0x89];
 
 /// A packet that the stack sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +190,9 @@ fn read_options(mut rest: &[u8]) -> Result<Vec<TcpOption>, String> {
             }
             (8, 8) => TcpOption::Timestamps { value: long(0), echo: long(4) },
             (34, _) => TcpOption::FastOpen { cookie: data.to_vec(), experimental: false },
+            (254, 2..) if data.starts_with(&FAST_OPEN_MAGIC) => {
+                TcpOption::FastOpen { cookie: data[2..].to_vec(), experimental: true }
+            }
             (19, 16) => TcpOption::Md5(data.to_vec()),
             _ => TcpOption::Other { kind: *kind, data: data.to_vec() },
         });
@@ -238,8 +243,7 @@ fn write_option(out: &mut Vec<u8>, option: &TcpOption) {
         }
         TcpOption::Timestamps { value, echo } => put(8, &[value.to_be_bytes(), echo.to_be_bytes()].concat()),
         TcpOption::FastOpen { cookie, experimental: false } => put(34, cookie),
-        // RFC 7413 appendix A.2: number 254 with this magic.
-        TcpOption::FastOpen { cookie, experimental: true } => put(254, &[&[0xf9, 0x89], cookie.as_slice()].concat()),
+        TcpOption::FastOpen { cookie, experimental: true } => put(254, &[&FAST_OPEN_MAGIC, cookie.as_slice()].concat()),
         TcpOption::Md5(digest) => put(19, digest),
         TcpOption::Other { kind, data } => put(*kind, data),
     }
@@ -268,7 +272,7 @@ pub fn udp_frame(link: Link, ip: Ip, ports: (u16, u16), payload: &[u8]) -> Resul
 }
 
 fn udp_header(ports: (u16, u16), len: usize) -> Vec<u8> {
-    [ports.0, ports.1, 8 + len as u16, 0].iter().flat_map(|w| w.to_be_bytes()).collect()
+    [ports.0, ports.1, 8_u16.wrapping_add(len as u16), 0].iter().flat_map(|w| w.to_be_bytes()).collect()
 }
 
 /// What an ICMP error quotes of a packet that the stack sent: IP header and the first bytes behind it.

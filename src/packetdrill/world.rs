@@ -1,11 +1,11 @@
 //! The host under test and the wire around it: time, frames in, frames out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use sidestep_client::Session;
-use sidestep_stack::{Instant, TcpInfo};
+use sidestep_stack::{Instant, TcpInfo, TcpState};
 
 use super::flows::Flow;
 use super::script::{Body, Icmp, IpFields, Options, Packet, Quoted, flag};
@@ -18,6 +18,10 @@ use crate::local::{LocalEngine, LocalHost};
 const START: Instant = Instant::from_nanos(1_000_000_000_000);
 /// Remote ports are dealt out from here.
 const FIRST_REMOTE_PORT: u16 = 49_152;
+/// Connections whose last numbers are kept.
+const MOST_REMEMBERED: usize = 1000;
+/// What an IP packet can carry, in bytes.
+const LONGEST_PAYLOAD: u32 = 65_535;
 
 pub struct World {
     pub settings: Settings,
@@ -33,6 +37,10 @@ pub struct World {
     /// A socket listens, and the next SYN of the script opens a new flow.
     pub listening: bool,
     next_remote_port: u16,
+    /// How often the stack was woken.
+    steps: u64,
+    /// Connections by their ports, as they were when the last packet came.
+    last: BTreeMap<(u16, u16), TcpInfo>,
     /// What the stack sent and is no packet.
     pub broken: Option<String>,
 }
@@ -54,6 +62,8 @@ impl World {
             current: None,
             listening: false,
             next_remote_port: FIRST_REMOTE_PORT,
+            steps: 0,
+            last: BTreeMap::new(),
             broken: None,
         })
     }
@@ -84,12 +94,24 @@ impl World {
     }
 
     /// Moves the clock to `limit` or to what happens before it, and lets it happen. False: `limit` was reached.
-    pub fn step(&mut self, limit: i64) -> bool {
+    ///
+    /// # Errors
+    /// The script has had all the wakings that the settings allow.
+    pub fn step(&mut self, limit: i64) -> Result<bool, String> {
+        self.steps += 1;
+        if self.steps > self.settings.most_steps {
+            return Err(format!("the stack was woken {} times: the script leads nowhere", self.settings.most_steps));
+        }
         let limit = START + Duration::from_micros(u64::try_from(limit).unwrap_or(0));
         let next = self.wake_at().filter(|at| *at < limit);
         self.clock.set(next.unwrap_or(limit));
         self.settle();
-        next.is_some()
+        Ok(next.is_some())
+    }
+
+    /// How many bytes a SYN to the other end may carry; None without a cookie.
+    pub fn fast_open_room(&self) -> Option<u32> {
+        self.host.with_stack(0, |stack| stack.tcp_fast_open_room(self.settings.remote))
     }
 
     /// Changed settings reach the running stack.
@@ -98,8 +120,33 @@ impl World {
         self.host.with_stack(0, |stack| stack.reconfigure(tcp, mtu));
     }
 
-    /// Numbers of the connection that code blocks ask about. None: there is none.
+    /// Keeps what the connections are like, for those that what comes next will end.
+    fn remember(&mut self) {
+        let last = &mut self.last;
+        self.host.with_stack(0, |stack| {
+            stack.tcp_for_each(&mut |_, _, info| {
+                last.insert((info.local.port(), info.remote.port()), info);
+            });
+        });
+        if self.last.len() > MOST_REMEMBERED {
+            self.last.pop_first();
+        }
+    }
+
+    /// Numbers of the connection that code blocks ask about; of one that has ended, those that it had. None: there is
+    /// none.
     pub fn tcp_info(&self, slot: Option<u32>) -> Option<TcpInfo> {
+        self.live_info(slot).or_else(|| {
+            let flow = match slot {
+                Some(slot) => self.flows.iter().rev().find(|flow| flow.slot == Some(slot))?,
+                None => self.flows.get(self.current?)?,
+            };
+            let last = self.last.get(&(flow.local_port, flow.remote_port))?;
+            Some(TcpInfo { state: TcpState::Closed, ..*last })
+        })
+    }
+
+    fn live_info(&self, slot: Option<u32>) -> Option<TcpInfo> {
         self.host.with_stack(0, |stack| stack.note_time(self.clock.now()));
         if let Some(info) = slot.and_then(|slot| self.host.tcp_info(&self.session, slot)) {
             return Some(info);
@@ -137,7 +184,7 @@ impl World {
         self.current = Some(index);
     }
 
-    /// The script's number of the first byte that the socket in `slot` receives.
+    /// The number on the wire of the first byte that the socket in `slot` receives.
     pub fn first_byte(&self, slot: u32) -> u32 {
         self.flows.iter().rev().find(|f| f.slot == Some(slot)).map_or(1, |f| f.first_byte)
     }
@@ -195,10 +242,15 @@ impl World {
                 let Options::These(options) = &tcp.options else {
                     return Err("the options of a packet to be sent can't be left open (<...>)".into());
                 };
+                let syn = tcp.flags & flag::SYN != 0;
+                if !syn {
+                    flow.learn_counting(tcp.ack.filter(|_| tcp.flags & flag::ACK != 0), Some(tcp.seq));
+                }
+                let seq = if syn { tcp.seq } else { flow.own_to_live(tcp.seq) };
                 let segment = LiveTcp {
                     source: flow.remote_port,
                     destination: flow.local_port,
-                    seq: tcp.seq,
+                    seq,
                     // With the flag and no number it is the number of the stack's SYN.
                     ack: if tcp.flags & flag::ACK != 0 || tcp.ack.is_some() {
                         flow.to_live(tcp.ack.unwrap_or(0))
@@ -211,7 +263,10 @@ impl World {
                     options: flow.live_options(options),
                     ..LiveTcp::default()
                 };
-                let first = tcp.seq.wrapping_add(u32::from(tcp.flags & flag::SYN != 0));
+                if tcp.len > LONGEST_PAYLOAD {
+                    return Err(format!("no packet has {} bytes of payload", tcp.len));
+                }
+                let first = seq.wrapping_add(u32::from(syn));
                 let payload: Vec<u8> = (0..tcp.len).map(|i| pattern(first.wrapping_add(i))).collect();
                 wire::tcp_frame(LINK, ip, &segment, &payload)?
             }
@@ -221,6 +276,7 @@ impl World {
             }
             Body::Icmp(icmp) => icmp_frame(flow, ip, icmp)?,
         };
+        self.remember();
         self.host.put_frame(0, frame);
         self.settle();
         Ok(())
@@ -284,10 +340,13 @@ impl World {
         let (LiveBody::Tcp(tcp), Body::Tcp(wanted)) = (&mut live.body, &expected.body) else { return Ok(()) };
         if tcp.flags & flag::SYN != 0 && wanted.flags & flag::SYN != 0 {
             flow.on_live_syn(tcp.seq, wanted.seq);
+        } else if (tcp.flags | wanted.flags) & flag::SYN == 0 {
+            flow.learn_counting(Some(wanted.seq), wanted.ack.filter(|_| wanted.flags & flag::ACK != 0));
         }
+        let first = flow.place_in_stream(tcp.seq).wrapping_add(u32::from(tcp.flags & flag::SYN != 0));
         *tcp = flow.in_script_numbers(tcp);
         if let Some(at) =
-            (0..tcp.payload).find(|i| tcp.data.get(*i as usize) != Some(&pattern(tcp.seq.wrapping_add(*i))))
+            (0..tcp.payload).find(|i| tcp.data.get(*i as usize) != Some(&pattern(first.wrapping_add(*i))))
         {
             return Err(format!("byte {at} of its payload is not the one that was written"));
         }
@@ -343,6 +402,7 @@ fn icmp_frame(flow: &Flow, ip: Ip, icmp: &Icmp) -> Result<Vec<u8>, String> {
     let quoted_ip = Ip { source: flow.local, destination: flow.remote, tos: 0, ttl: 64, flow_label: 0 };
     let quoted = match icmp.quoted {
         None => Vec::new(),
+        Some(Quoted::Tcp { len, .. }) if len > LONGEST_PAYLOAD => return Err(format!("no packet has {len} bytes of payload")),
         Some(Quoted::Tcp { seq, len }) => {
             let tcp = LiveTcp {
                 source: flow.local_port,

@@ -183,6 +183,10 @@ impl Apps {
                         s.id = Some(id);
                     }
                 }
+                if options.fast_open > 0 {
+                    // What the SYN is to carry is written already.
+                    self.command_stream(stack, now, group, shared, index);
+                }
             }
             Err(error) => {
                 shared.error.store(errno(error), Ordering::Release);
@@ -583,6 +587,12 @@ pub(crate) fn read_options(shared: &Slot) -> TcpOptions {
         syn_retries: small(&shared.syn_retries),
         linger2: shared.linger2.load(Ordering::Relaxed).cast_signed().clamp(-1, 120) as i16,
         defer_accept: small(&shared.defer_accept),
+        fast_open: if bits & option::FAST_OPEN != 0 {
+            1
+        } else {
+            u16::try_from(shared.fast_open.load(Ordering::Relaxed)).unwrap_or(u16::MAX)
+        },
+        fast_open_no_cookie: bits & option::NO_COOKIE != 0,
         mtu_discovery: shared
             .mtu_discovery
             .load(Ordering::Relaxed)

@@ -134,6 +134,8 @@ impl Apps {
 fn status_of(new: &TcpSnapshot, old: u32) -> u32 {
     let mut bits = old & (status::OPEN | status::BOUND | status::CONNECTED | status::BROKEN);
     match new.state {
+        // Opened by a cookie (RFC 7413), it is the program's already.
+        TcpState::SynReceived if old & status::CONNECTED != 0 => {}
         TcpState::SynSent | TcpState::SynReceived => bits |= status::CONNECTING,
         TcpState::Closed | TcpState::Listen => {}
         _ => bits |= status::CONNECTED,

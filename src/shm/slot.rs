@@ -151,7 +151,9 @@ pub struct Slot {
     pub watchers: [AtomicU64; 16],
     /// A bit for each word of `watchers` that may be non-zero: set before, never cleared while the socket lives.
     pub watcher_words: AtomicU32,
-    _watch: [AtomicU32; 15],
+    /// TCP_FASTOPEN of a listener: connections that cookies may have opened before their peers answer.
+    pub fast_open: AtomicU32,
+    _watch: [AtomicU32; 14],
 }
 
 /// Names of congestion controllers, as TCP_CONGESTION has them.
@@ -219,6 +221,10 @@ pub mod option {
     pub const ZERO_COPY: u32 = 1 << 10;
     /// O_NONBLOCK, which belongs to what all descriptors and processes share. Only programs look at it.
     pub const NON_BLOCKING: u32 = 1 << 11;
+    /// TCP_FASTOPEN_CONNECT, and what MSG_FASTOPEN sets: the SYN asks for a cookie, or brings it and the first bytes.
+    pub const FAST_OPEN: u32 = 1 << 12;
+    /// TCP_FASTOPEN_NO_COOKIE.
+    pub const NO_COOKIE: u32 = 1 << 13;
 }
 
 /// Values of [`Slot::kind`].
@@ -303,7 +309,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 53] = [
+        let words: [&AtomicU32; 54] = [
             &self.status,
             &self.request,
             &self.error,
@@ -351,6 +357,7 @@ impl Slot {
             &self.linger2,
             &self.mtu_discovery,
             &self.congestion,
+            &self.fast_open,
             &self.watcher_words,
             &self._watch[0],
             &self._both[0],

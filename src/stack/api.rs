@@ -184,6 +184,40 @@ pub struct TcpConfig {
     pub tail_loss_probes: bool,
     /// Answers every SYN with a cookie (tcp_syncookies=2), not only those that find the queue full.
     pub always_cookies: bool,
+    /// RFC 7413.
+    pub fast_open: FastOpen,
+    /// Its cookies' key, where several servers are to know each other's; None: one of this stack alone.
+    pub fast_open_key: Option<[u8; 16]>,
+}
+
+/// Who may put data into SYNs (RFC 7413), as Linux's tcp_fastopen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "the bits of one number")]
+pub struct FastOpen {
+    /// 1: connections of ours whose program asks for it.
+    pub client: bool,
+    /// 2: listeners whose program asks for it.
+    pub server: bool,
+    /// 4: of ours also without a cookie.
+    pub client_without_cookie: bool,
+    /// 0x200: to ours also without a cookie. Only where source addresses can't be forged.
+    pub without_cookie: bool,
+    /// 0x400: every listener, asked for or not.
+    pub every_listener: bool,
+}
+
+impl FastOpen {
+    /// Of Linux's number.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self {
+            client: bits & 1 != 0,
+            server: bits & 2 != 0,
+            client_without_cookie: bits & 4 != 0,
+            without_cookie: bits & 0x200 != 0,
+            every_listener: bits & 0x400 != 0,
+        }
+    }
 }
 
 /// Explicit congestion notification (RFC 3168), as Linux's tcp_ecn.
@@ -285,6 +319,8 @@ impl Default for TcpConfig {
             slow_start_after_idle: true,
             tail_loss_probes: true,
             always_cookies: false,
+            fast_open: FastOpen::from_bits(1),
+            fast_open_key: None,
         }
     }
 }
@@ -357,6 +393,11 @@ pub struct TcpOptions {
     pub linger2: i16,
     /// TCP_DEFER_ACCEPT of a listener in seconds: connections come to the owner with their first data.
     pub defer_accept: u8,
+    /// TCP_FASTOPEN of a listener: connections that cookies may have opened before their peers answer. Of a connection:
+    /// its SYN is to carry data, or to ask for a cookie. 0: neither.
+    pub fast_open: u16,
+    /// TCP_FASTOPEN_NO_COOKIE.
+    pub fast_open_no_cookie: bool,
     pub mtu_discovery: MtuDiscovery,
     /// TCP_CONGESTION. None: the configuration's, or what the connection has already.
     pub congestion: Option<Congestion>,

@@ -39,6 +39,8 @@ pub struct TcpInfo {
     pub ecn: bool,
     /// A segment with an ECN mark came since the handshake.
     pub ecn_seen: bool,
+    /// Data of a SYN was taken (RFC 7413).
+    pub syn_data: bool,
     pub send_scale: u8,
     pub receive_scale: u8,
     /// Payload of a full segment out, and of the largest that came.
@@ -146,6 +148,7 @@ impl TcpInfo {
             window_scaling: false,
             ecn: false,
             ecn_seen: false,
+            syn_data: false,
             send_scale: 0,
             receive_scale: 0,
             send_mss: 0,
@@ -221,7 +224,8 @@ impl TcpInfo {
             | u8::from(self.sack) << 1
             | u8::from(self.window_scaling) << 2
             | u8::from(self.ecn) << 3
-            | u8::from(self.ecn_seen) << 4;
+            | u8::from(self.ecn_seen) << 4
+            | u8::from(self.syn_data) << 5;
         out.bytes(&[
             self.state as u8,
             self.congestion_state as u8,

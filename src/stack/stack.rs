@@ -362,6 +362,12 @@ impl Stack {
         self.tcp.info(id, self.now)
     }
 
+    /// How many bytes a SYN to that server may carry (RFC 7413). None: it gave us no cookie, and one is needed.
+    #[must_use]
+    pub fn tcp_fast_open_room(&self, server: IpAddr) -> Option<u32> {
+        self.tcp.fast_open_room(server.to_canonical())
+    }
+
     /// Whether neither direction of a connection has bytes that are under way, here or in the network: whatever its
     /// program has read and written is all there is.
     #[must_use]

@@ -10,6 +10,8 @@
 //! | [`fragments`] | whoever sends pieces of datagrams | a datagram is delivered whole and true or not at all |
 //! | [`memory`] | a program that shares memory with a shard | the shard goes on, and the books balance when the program is gone |
 //! | [`settings`] | a configuration file | an error that says where, or a configuration that survives being written out |
+//! | [`scenarios`] | a file for the simulator | an error that says where, or scenarios within bounds |
+//! | [`scripts`] | a packet script | an error with its line, or a run that ends, whatever it asks for |
 //!
 //! [`script`] turns bytes into decisions, [`wire`] builds and reads frames without the stack's help, [`world`] is the
 //! memory of the programs with the checks in it.
@@ -19,7 +21,9 @@ pub mod memory;
 pub mod middle;
 pub mod options;
 pub mod peer;
+pub mod scenarios;
 pub mod script;
+pub mod scripts;
 pub mod settings;
 pub mod wire;
 pub mod world;
@@ -28,11 +32,13 @@ pub mod world;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("frames", peer::run),
     ("middle", middle::run),
     ("options", options::run),
     ("fragments", fragments::run),
     ("memory", memory::run),
     ("settings", settings::run),
+    ("scenarios", scenarios::run),
+    ("scripts", scripts::run),
 ];

@@ -86,7 +86,7 @@ pub fn pieces(world: &World, e: &Expression) -> Result<Vec<(bool, usize)>, Strin
 /// It is none.
 pub fn size(world: &World, e: &Expression) -> Result<usize, String> {
     let n = number(world, e)?;
-    usize::try_from(n).ok().filter(|n| *n <= 1 << 30).ok_or_else(|| format!("{n} is no length"))
+    usize::try_from(n).ok().filter(|n| *n <= world.settings.most_bytes).ok_or_else(|| format!("{n} is no length"))
 }
 
 /// A pointer that leads nowhere.

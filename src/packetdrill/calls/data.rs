@@ -1,6 +1,7 @@
 //! Bytes in and out. Every stream carries [`pattern`], and what is read must be that.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::net::SocketAddr;
 
 use sidestep_client::shm::slot::option;
 use sidestep_client::{DatagramOptions, Errno};
@@ -10,6 +11,9 @@ use super::super::world::{World, pattern};
 use super::arguments::{address, as_socket_has_it, field, is_null, number, pieces, size};
 use super::sockets::expect;
 use super::{Attempt, Call, Calls, Sock, Step, fails, gives, socket};
+
+/// Bytes that a SYN carries to a server of which nothing is known: 536, less what options may take.
+const WITHOUT_COOKIE: u32 = 496;
 
 /// Buffers and flags of a call on bytes.
 pub(super) struct Buffers {
@@ -30,7 +34,7 @@ impl Buffers {
     fn of(world: &World, call: &Call) -> Result<Self, String> {
         let flags = |n: usize| -> Result<i32, String> { Ok(call.number(world, n)? as i32) };
         let plain = || -> Result<_, String> { Ok(vec![(is_null(call.argument(1)?), size(world, call.argument(2)?)?)]) };
-        Ok(match call.syscall.name.as_str() {
+        let found = match call.syscall.name.as_str() {
             "read" | "write" => Self { pieces: plain()?, flags: 0 },
             "recv" | "send" | "recvfrom" | "sendto" => Self { pieces: plain()?, flags: flags(3)? },
             "readv" | "writev" => Self { pieces: pieces(world, call.argument(1)?)?, flags: 0 },
@@ -38,7 +42,11 @@ impl Buffers {
                 let iov = field(call.argument(1)?, "msg_iov").ok_or("a msghdr without msg_iov")?;
                 Self { pieces: pieces(world, iov)?, flags: flags(2)? }
             }
-        })
+        };
+        match found.total() {
+            n if n > world.settings.most_bytes => Err(format!("{n} bytes are more than this runner takes")),
+            _ => Ok(found),
+        }
     }
 }
 
@@ -89,8 +97,16 @@ impl Calls {
         if sock.datagram {
             return send_datagram(world, sock, call, &buffers);
         }
-        if buffers.flags & libc::MSG_FASTOPEN != 0 {
-            return fails(libc::EOPNOTSUPP);
+        if (buffers.flags & libc::MSG_FASTOPEN != 0 || sock.deferred.is_some()) && !call.begun {
+            return send_fast(world, sock, call, &buffers);
+        }
+        if call.begun && call.done == 0 {
+            // The connection that it started comes first.
+            match world.session.connect_outcome(sock.slot) {
+                Ok(true) => sock.connecting = false,
+                Ok(false) => return Ok(Step::Wait),
+                Err(error) => return fails(error.raw_os_error()),
+            }
         }
         if buffers.has_null() {
             return fails(libc::EFAULT);
@@ -103,6 +119,59 @@ impl Calls {
         }
         Ok(step)
     }
+}
+
+/// Connects with the first bytes (MSG_FASTOPEN, TCP_FASTOPEN_CONNECT), as tcp_sendmsg_fastopen() of Linux does it.
+fn send_fast(world: &mut World, sock: &mut Sock, call: &mut Call, buffers: &Buffers) -> Attempt {
+    if !world.settings.tcp.fast_open.client {
+        return fails(libc::EOPNOTSUPP);
+    }
+    if sock.connecting {
+        return fails(libc::EALREADY);
+    }
+    let default = SocketAddr::new(world.settings.remote, world.settings.connect_port);
+    let to = match call.syscall.name.as_str() {
+        "sendto" => address(world, call.argument(4)?)?,
+        "sendmsg" => field(call.argument(1)?, "msg_name").map_or(Ok(None), |name| address(world, name))?,
+        _ => None,
+    };
+    let to = sock.deferred.unwrap_or_else(|| to.unwrap_or(default));
+    let to = SocketAddr::new(as_socket_has_it(world.settings.family, sock.v6, to.ip()), to.port());
+    // Without a cookie nothing is known of the server but what all take.
+    let without = world.session.option(sock.slot, option::NO_COOKIE).then_some(WITHOUT_COOKIE);
+    let room = world.fast_open_room().or(without);
+    let carries = room.is_some();
+    if buffers.has_null() && carries {
+        return fails(libc::EFAULT);
+    }
+    let first = buffers.total().min(room.unwrap_or(0) as usize);
+    let bytes: Vec<u8> = (1..=first as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();
+    match world.session.connect_with(sock.slot, to, &[IoSlice::new(&bytes)]) {
+        Ok(_) => {}
+        Err(error) => return fails(error.raw_os_error()),
+    }
+    sock.deferred = None;
+    sock.writes = sock.writes.wrapping_add(first as u32);
+    world.settle();
+    let local = world.session.local_address(sock.slot).map_or(0, |a| a.port());
+    world.own(sock.slot, local, to.port());
+    sock.connecting = true;
+    if first > 0 && buffers.flags & libc::MSG_ZEROCOPY != 0 {
+        world.session.note_copied(sock.slot);
+    }
+    if sock.nonblocking || buffers.flags & libc::MSG_DONTWAIT != 0 {
+        return match world.session.connect_outcome(sock.slot) {
+            Ok(_) if first > 0 => gives(first as i64),
+            Ok(_) => fails(libc::EINPROGRESS),
+            Err(error) => fails(error.raw_os_error()),
+        };
+    }
+    if first == buffers.total() && first > 0 {
+        return gives(first as i64);
+    }
+    call.done = first;
+    call.begun = true;
+    Ok(Step::Wait)
 }
 
 /// Sends what is left of `total` bytes.

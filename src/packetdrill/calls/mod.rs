@@ -37,6 +37,8 @@ struct Sock {
     v6: bool,
     datagram: bool,
     nonblocking: bool,
+    /// Where the first write is to connect to (TCP_FASTOPEN_CONNECT).
+    deferred: Option<std::net::SocketAddr>,
     /// A connect() was started whose end the script has not heard of.
     connecting: bool,
     /// Options as they were set, by level and name.
@@ -44,6 +46,8 @@ struct Sock {
     /// Bytes read and written so far.
     reads: u32,
     writes: u32,
+    /// The key of cookies before this socket set another (TCP_FASTOPEN_KEY).
+    former_key: Option<Option<[u8; 16]>>,
     /// How often a write found too little room.
     starved: u32,
 }
@@ -148,9 +152,7 @@ impl Calls {
     fn insert(&mut self, wanted: Option<i64>, object: Object) -> Result<i64, String> {
         let lowest = || (3..).find(|n| !self.objects.contains_key(n)).unwrap_or(3);
         let fd = wanted.unwrap_or_else(lowest);
-        if self.objects.contains_key(&fd) {
-            return Err(format!("descriptor {fd} is open already"));
-        }
+        // A script may call a new socket like one that it never closed: that stays open without a name.
         self.objects.insert(fd, object);
         Ok(fd)
     }

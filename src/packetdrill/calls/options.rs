@@ -8,6 +8,8 @@ use super::arguments::{field, number};
 use super::sockets::expect;
 use super::{Attempt, Call, Calls, fails, gives, socket};
 
+/// Of linux/tcp.h.
+const TCP_FASTOPEN_KEY: i32 = 33;
 /// Most bytes of an option's value.
 const LARGEST: usize = 256;
 
@@ -19,8 +21,16 @@ impl Calls {
         match world.session.setsockopt(sock.slot, level as i32, name as i32, &value) {
             Ok(()) => gives(0),
             Err(Errno::NOPROTOOPT) => match (level as i32, name as i32) {
-                (libc::IPPROTO_TCP, libc::TCP_FASTOPEN | libc::TCP_FASTOPEN_CONNECT | libc::TCP_MD5SIG) => {
-                    Err("TCP Fast Open and MD5 signatures are not supported".into())
+                (libc::IPPROTO_TCP, TCP_FASTOPEN_KEY) if !matches!(value.len(), 16 | 32) => fails(libc::EINVAL),
+                (libc::IPPROTO_TCP, TCP_FASTOPEN_KEY) => {
+                    // The stack has one key for all listeners: it is this one's for as long as there is this one.
+                    sock.former_key.get_or_insert(world.settings.tcp.fast_open_key);
+                    world.settings.tcp.fast_open_key = value.first_chunk().copied();
+                    world.apply();
+                    gives(0)
+                }
+                (libc::IPPROTO_TCP, libc::TCP_MD5SIG) => {
+                    Err("MD5 signatures are not supported".into())
                 }
                 _ => {
                     // Linux has it, and the stack has no use for it.
@@ -84,7 +94,8 @@ fn bytes_of(world: &World, e: &Expression, len: i64) -> Result<Vec<u8>, String> 
     let int = |e: &Expression| -> Result<[u8; 4], String> { Ok((number(world, e)? as i32).to_ne_bytes()) };
     let either = |a: &str, b: &str| field(e, a).or_else(|| field(e, b));
     let mut bytes = match e {
-        Expression::Text(text) => text.as_bytes().to_vec(),
+        // A byte of any value is written \x.., and kept as the character of that number.
+        Expression::Text(text) => text.chars().map(|c| c as u8).collect(),
         Expression::Struct(_) => match (either("onoff", "l_onoff"), either("linger", "l_linger")) {
             (Some(on), Some(seconds)) => [int(on)?, int(seconds)?].concat(),
             _ => return Err(format!("{e} is no value of an option that this runner knows")),

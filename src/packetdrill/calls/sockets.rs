@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use sidestep_client::Errno;
-use sidestep_client::shm::slot::kind;
+use sidestep_client::shm::slot::{kind, option};
 
 use super::super::script::Expression;
 use super::super::settings::Family;
@@ -110,6 +110,15 @@ impl Calls {
             e => address(world, e)?.unwrap_or(default),
         };
         let to = SocketAddr::new(as_socket_has_it(world.settings.family, sock.v6, to.ip()), to.port());
+        let fast = world.session.option(sock.slot, option::FAST_OPEN);
+        if fast && !sock.connecting && (world.fast_open_room().is_some() || world.session.option(sock.slot, option::NO_COOKIE)) {
+            // As Linux: the SYN waits for the first write.
+            if sock.deferred.is_some() {
+                return fails(libc::EALREADY);
+            }
+            sock.deferred = Some(to);
+            return gives(0);
+        }
         match world.session.connect(sock.slot, to) {
             Ok(()) => {}
             Err(Errno::ISCONN) if sock.connecting => {
@@ -143,6 +152,10 @@ impl Calls {
             Some(Object::Socket(sock)) => {
                 self.forget_in_epolls(sock.slot);
                 world.session.close(sock.slot);
+                if let Some(key) = sock.former_key {
+                    world.settings.tcp.fast_open_key = key;
+                    world.apply();
+                }
                 gives(0)
             }
             Some(_) => gives(0),
@@ -202,11 +215,13 @@ impl Sock {
             v6,
             datagram,
             nonblocking,
+            deferred: None,
             connecting: false,
             options: std::collections::BTreeMap::new(),
             reads: 0,
             writes: 0,
             starved: 0,
+            former_key: None,
         }
     }
 }

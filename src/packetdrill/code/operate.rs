@@ -6,6 +6,9 @@ use super::value::Value;
 
 type Outcome = Result<Value, String>;
 
+/// Characters of a formatted number, at most.
+const WIDEST: usize = 200;
+
 pub(super) fn binary(op: &str, a: &Value, b: &Value) -> Outcome {
     let unfit = || format!("{op} does not work on {a} and {b}");
     match (op, a, b) {
@@ -157,7 +160,7 @@ fn percent(format: &str, values: &Value) -> Result<String, String> {
         }
         let value = values.next().ok_or("a format has more places than values")?;
         let number = || value.float().ok_or_else(|| format!("%{kind} wants a number, not {value}"));
-        let places = || spec.split('.').nth(1).and_then(|p| p.parse().ok());
+        let places = || spec.split('.').nth(1).and_then(|p| p.parse().ok()).map(|p: usize| p.min(WIDEST));
         let text = match kind {
             'd' | 'i' | 'u' => format!("{}", number()?.trunc() as i64),
             'x' => format!("{:x}", number()? as i64),
@@ -168,7 +171,7 @@ fn percent(format: &str, values: &Value) -> Result<String, String> {
         };
         let width = spec.trim_start_matches(['-', '+', ' ', '#']).split('.').next().unwrap_or_default();
         let (fill, width) = if width.starts_with('0') { ('0', width) } else { (' ', width) };
-        let missing = width.trim_end_matches('l').parse::<usize>().unwrap_or(0).saturating_sub(text.chars().count());
+        let missing = width.trim_end_matches('l').parse::<usize>().unwrap_or(0).min(WIDEST).saturating_sub(text.chars().count());
         out.extend(std::iter::repeat_n(fill, missing));
         out += &text;
     }

@@ -14,16 +14,21 @@ pub(super) struct Parser<'a> {
     at: usize,
     names: &'a mut Names,
     live: bool,
+    /// How deep brackets and signs are nested here.
+    depth: usize,
 }
 
 type Outcome = Result<Value, String>;
+
+/// Nothing that a person writes is nested deeper, and each level takes some of the thread's stack.
+const DEEPEST: usize = 64;
 
 /// Binary operators by how strongly they bind, weakest first.
 const LEVELS: [&[&str]; 6] = [&["|"], &["^"], &["&"], &["<<", ">>"], &["+", "-"], &["*", "/", "//", "%"]];
 
 impl<'a> Parser<'a> {
     pub fn new(tokens: &'a [Token], names: &'a mut Names) -> Self {
-        Self { tokens, at: 0, names, live: true }
+        Self { tokens, at: 0, names, live: true, depth: 0 }
     }
 
     /// Runs the next statement. None at the end.
@@ -119,6 +124,21 @@ impl<'a> Parser<'a> {
     }
 
     fn expression(&mut self) -> Outcome {
+        self.deeper(Self::condition)
+    }
+
+    /// One level down, as far as there are levels.
+    fn deeper(&mut self, part: fn(&mut Self) -> Outcome) -> Outcome {
+        if self.depth == DEEPEST {
+            return Err("this is nested too deep".into());
+        }
+        self.depth += 1;
+        let value = part(self);
+        self.depth -= 1;
+        value
+    }
+
+    fn condition(&mut self) -> Outcome {
         let value = self.disjunction()?;
         if !self.take_name("if") {
             return Ok(value);
@@ -157,7 +177,7 @@ impl<'a> Parser<'a> {
 
     fn negation(&mut self) -> Outcome {
         if self.take_name("not") {
-            return Ok(Value::Bool(!self.negation()?.is_true()));
+            return Ok(Value::Bool(!self.deeper(Self::negation)?.is_true()));
         }
         self.comparison()
     }
@@ -209,13 +229,13 @@ impl<'a> Parser<'a> {
     fn unary(&mut self) -> Outcome {
         for op in ["-", "+", "~"] {
             if self.take(op) {
-                let value = self.unary()?;
+                let value = self.deeper(Self::unary)?;
                 return if self.live { operate::unary(op, &value) } else { Ok(value) };
             }
         }
         let base = self.atom()?;
         if self.take("**") {
-            let exponent = self.unary()?;
+            let exponent = self.deeper(Self::unary)?;
             return if self.live { operate::binary("**", &base, &exponent) } else { Ok(base) };
         }
         Ok(base)

@@ -19,16 +19,21 @@ impl fmt::Display for ParseError {
 
 pub(super) type Result<T> = std::result::Result<T, ParseError>;
 
+/// Nothing that a person writes is nested deeper, and each level takes some of the thread's stack.
+const DEEPEST: usize = 64;
+
 pub(super) struct Cursor<'a> {
     text: &'a [u8],
     at: usize,
+    /// How deep lists and structures are nested here.
+    depth: usize,
     /// `-D NAME=value` of the command line: names that stand for other names or numbers.
     defines: &'a BTreeMap<String, String>,
 }
 
 impl<'a> Cursor<'a> {
     pub fn new(text: &'a str, defines: &'a BTreeMap<String, String>) -> Self {
-        Self { text: text.as_bytes(), at: 0, defines }
+        Self { text: text.as_bytes(), at: 0, depth: 0, defines }
     }
 
     pub fn fail<T>(&self, what: impl Into<String>) -> Result<T> {
@@ -135,6 +140,11 @@ impl<'a> Cursor<'a> {
         Ok(self.defines.get(&word).cloned().unwrap_or(word))
     }
 
+    /// What the command line says that a name stands for.
+    pub fn defined(&self, name: &str) -> Option<&'a str> {
+        self.defines.get(name).map(String::as_str)
+    }
+
     pub fn while_true(&mut self, what: impl Fn(u8) -> bool) -> String {
         let rest = &self.text[self.at..];
         let len = rest.iter().position(|b| !what(*b)).unwrap_or(rest.len());
@@ -196,6 +206,17 @@ impl<'a> Cursor<'a> {
         let micros: String = fraction.chars().chain("000000".chars()).take(6).collect();
         let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
         whole.checked_mul(1_000_000).and_then(|n| n.checked_add(micros.parse().ok()?)).ok_or_else(bad)
+    }
+
+    /// Parses a part one level down, as far as there are levels.
+    pub fn deeper<T>(&mut self, part: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.depth == DEEPEST {
+            return self.fail("this is nested too deep");
+        }
+        self.depth += 1;
+        let parsed = part(self);
+        self.depth -= 1;
+        parsed
     }
 
     /// A place to come back to.

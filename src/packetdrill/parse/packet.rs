@@ -178,13 +178,11 @@ fn option(cursor: &mut Cursor<'_>) -> Result<TcpOption> {
     })
 }
 
-/// Hexadecimal digits, two a byte; none for none. A name (`TFO_COOKIE`) stands for eight bytes.
+/// Hexadecimal digits, two a byte; none for none. A name (`TFO_COOKIE`) stands for what was defined.
 fn bytes(cursor: &mut Cursor<'_>) -> Result<Vec<u8>> {
-    let digits = cursor.word();
-    let digits = digits.strip_prefix("0x").unwrap_or(&digits);
-    if digits.starts_with("TFO_COOKIE") {
-        return Ok(digits.bytes().cycle().take(8).collect());
-    }
+    let word = cursor.word();
+    let digits = cursor.defined(&word).unwrap_or(&word);
+    let digits = digits.strip_prefix("0x").unwrap_or(digits);
     let pair = |i| digits.get(i..i + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
     let bytes: Option<Vec<u8>> = (0..digits.len()).step_by(2).map(pair).collect();
     match bytes {

@@ -33,6 +33,10 @@ fn list(cursor: &mut Cursor<'_>, end: &str) -> Result<Vec<Expression>> {
 }
 
 fn expression(cursor: &mut Cursor<'_>) -> Result<Expression> {
+    cursor.deeper(alternatives)
+}
+
+fn alternatives(cursor: &mut Cursor<'_>) -> Result<Expression> {
     let first = operand(cursor)?;
     let mut all = vec![first];
     while cursor.take("|") {
@@ -112,6 +116,10 @@ fn unescape(text: &str) -> String {
             ('\\', Some('n')) => out.push('\n'),
             ('\\', Some('t')) => out.push('\t'),
             ('\\', Some('0')) => out.push('\0'),
+            ('\\', Some('x')) => {
+                let digits: String = chars.by_ref().take(2).collect();
+                out.push(u8::from_str_radix(&digits, 16).map_or('x', char::from));
+            }
             ('\\', Some(other)) => out.push(other),
             (c, _) => out.push(c),
         }

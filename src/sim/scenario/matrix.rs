@@ -20,6 +20,8 @@ pub type Variant = Vec<Choice>;
 
 /// Scenarios in one matrix at most.
 const MOST: usize = 10_000;
+/// Bytes of a scenario beyond which nothing is filled in any more.
+const LONGEST: usize = 1 << 20;
 
 /// All combinations, the last name changing fastest.
 pub fn variants(root: &DeTable<'_>) -> Result<Vec<Variant>, Problem> {
@@ -36,13 +38,13 @@ pub fn variants(root: &DeTable<'_>) -> Result<Vec<Variant>, Problem> {
         let list = list.ok_or_else(|| wrong(values.span(), right()))?;
         let choices: Vec<Choice> =
             list.iter().map(|v| choice(name, v).ok_or_else(|| wrong(v.span(), right()))).collect::<Result<_, _>>()?;
+        if variants.len().saturating_mul(choices.len()) > MOST {
+            return Err(wrong(section.span(), format!("matrix: more than {MOST} combinations")));
+        }
         variants = variants
             .iter()
             .flat_map(|v| choices.iter().map(move |c| v.iter().cloned().chain([c.clone()]).collect()))
             .collect();
-        if variants.len() > MOST {
-            return Err(wrong(section.span(), format!("matrix: more than {MOST} combinations")));
-        }
     }
     Ok(variants)
 }
@@ -62,6 +64,10 @@ fn choice(name: &str, value: &Spanned<DeValue<'_>>) -> Option<Choice> {
 /// stay numbers. Lines stay lines.
 pub fn fill(text: &str, variant: &Variant) -> String {
     variant.iter().fold(text.to_owned(), |text, c| {
+        if text.len() > LONGEST {
+            // Values that stand for each other: it won't be TOML for long.
+            return text;
+        }
         let place = format!("${{{}}}", c.name);
         text.replace(&format!("\"{place}\""), &c.literal).replace(&place, &c.value)
     })

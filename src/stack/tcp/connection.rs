@@ -11,6 +11,7 @@ use super::buffer;
 use super::buffer::ReceiveBuffer;
 use super::congestion::{self, CongestionControl};
 use super::ecn::EcnState;
+use super::fast_open::Stage;
 use super::flow::FlowKey;
 use super::path::Path;
 use super::rate::Usage;
@@ -152,6 +153,9 @@ pub(super) struct Connection {
     pub pace_at: Instant,
     pub rtt: Rtt,
     pub ecn: EcnState,
+    pub fast_open: Option<Box<Stage>>,
+    /// Data went with a SYN, and was taken.
+    pub syn_data: bool,
     /// How often the timeout was doubled since the last sample (RFC 6298 5.5), and timeouts since the last progress.
     pub backoff: u8,
     pub timeouts: u8,
@@ -281,6 +285,8 @@ impl Connection {
             pace_at: Instant::ZERO,
             rtt: Rtt::new(),
             ecn,
+            fast_open: None,
+            syn_data: false,
             backoff: 0,
             timeouts: 0,
             may_restore: false,

@@ -55,6 +55,7 @@ impl Connection {
             delivered_ce: self.delivered_marked,
             dsack_duplicates: self.needless,
             ecn: self.ecn.on,
+            syn_data: self.syn_data,
             ecn_seen: self.ecn.seen,
             bytes_in_flight: bytes(self.board.in_flight()),
             timeouts: self.timeouts,

@@ -80,10 +80,14 @@ impl Connection {
             let took = cx.now.since(self.last_send);
             self.rtt.sample(cx.now, took, took);
         }
-        self.una = ack;
+        self.on_fast_answer(segment, ack);
+        self.una = FIRST;
         self.send_edge = ack + u64::from(segment.window);
         self.establish(cx);
         self.ack_due = true;
+        if self.nxt > FIRST {
+            self.on_syn_data_answer(ack, cx.now);
+        }
         // Data and FIN may come with the SYN; they are as any other from here on.
         if !segment.payload.is_empty() || segment.has(FIN) {
             self.on_text(cx, config, FIRST, segment);
@@ -91,13 +95,15 @@ impl Connection {
     }
 
     fn establish(&mut self, cx: &mut Context<'_>) {
+        // That one is counted already.
+        let fast = self.is_opening_fast();
         self.state = if self.finishing { TcpState::FinWait1 } else { TcpState::Established };
         self.syn_due = false;
         self.backoff = 0;
         self.retransmit_at = NEVER;
         self.soft_error = None;
         self.changed = true;
-        cx.counters.tcp_opened_active += 1;
+        cx.counters.tcp_opened_active += u64::from(!fast);
     }
 
     /// RFC 9293 3.10.7.4, with RFC 7323 (PAWS) before and RFC 5961 in between.
@@ -118,6 +124,11 @@ impl Connection {
             }
         }
 
+        if self.state == TcpState::SynReceived && segment.has(SYN) && !segment.has(ACK) && seq == ORIGIN {
+            // Our answer was lost, or is under way.
+            self.syn_due = true;
+            return;
+        }
         // Simultaneous open: the peer's SYN comes again with its ACK. The SYN was taken already.
         if self.state == TcpState::SynReceived && segment.has(SYN | ACK) && seq == ORIGIN {
             seq += 1;
@@ -133,7 +144,7 @@ impl Connection {
                 cx.counters.tcp_resets_in += 1;
                 // As Linux tells them apart: the reader of a finished stream lost nothing, only a writer did.
                 self.end(Some(match self.state {
-                    TcpState::SynReceived => Error::Refused,
+                    TcpState::SynReceived if !self.is_opening_fast() => Error::Refused,
                     TcpState::CloseWait => Error::BrokenPipe,
                     _ => Error::Reset,
                 }));
@@ -157,6 +168,10 @@ impl Connection {
             if ack <= self.una || ack > self.nxt {
                 reply_reset(cx, &self.key, segment.ack, None);
                 return;
+            }
+            if self.is_opening_fast() && self.backoff == 0 && self.board.is_empty() {
+                let took = cx.now.since(self.stalled_since);
+                self.rtt.sample(cx.now, took, took);
             }
             self.una = FIRST;
             self.establish(cx);
@@ -234,7 +249,7 @@ impl Connection {
     }
 
     /// Payload and FIN.
-    fn on_text(&mut self, cx: &mut Context<'_>, config: &TcpConfig, seq: u64, segment: &Segment<'_>) {
+    pub fn on_text(&mut self, cx: &mut Context<'_>, config: &TcpConfig, seq: u64, segment: &Segment<'_>) {
         let mut start = seq;
         let mut data = segment.payload;
         let mut end = start + data.len() as u64;
@@ -293,7 +308,8 @@ impl Connection {
         }
         if self.fin_at == self.rx_nxt {
             // As Linux: the ACK of a FIN waits for the program's own (which mostly follows at once) if data came before.
-            let waits = self.state == TcpState::Established && self.rx_nxt > FIRST && self.rx_edge > self.rx_nxt;
+            let data = self.stats.data_segments_in > u32::from(self.syn_data);
+            let waits = self.state == TcpState::Established && data && self.rx_edge > self.rx_nxt;
             self.rx_nxt += 1;
             self.peer_finished = true;
             self.changed = true;

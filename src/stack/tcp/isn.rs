@@ -13,6 +13,8 @@ pub(super) struct Secrets {
     pub random: Rng,
     isn: SipKey,
     timestamp: SipKey,
+    /// Of Fast Open's cookies, unless the configuration has one.
+    pub fast_open: SipKey,
     /// For tests of what happens where numbers wrap.
     #[cfg(test)]
     pub fixed_sequence: Option<u32>,
@@ -26,6 +28,7 @@ impl Secrets {
             random: Rng::new(SipKey::derive(seed, 3)),
             isn: SipKey::derive(seed, 4),
             timestamp: SipKey::derive(seed, 5),
+            fast_open: SipKey::derive(seed, 6),
             #[cfg(test)]
             fixed_sequence: None,
         }

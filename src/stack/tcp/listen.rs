@@ -4,6 +4,7 @@
 use super::buffer::{Opening, opening};
 use super::connection::{Agreed, Connection, own_mss};
 use super::ecn;
+use super::fast_open::Cookie;
 use super::flow::{FlowKey, FlowRef};
 use super::output::{reply, reply_reset};
 use super::segment::{ACK, ECE, FIN, Header, RST, SYN, Segment, TIMESTAMP_SPACE};
@@ -36,6 +37,8 @@ pub(super) struct Listener {
     pub reuse_port: bool,
     /// Half-open connections that are its own.
     pub half_open: u32,
+    /// Connections that a cookie opened and whose peer has not answered yet.
+    pub fast_opening: u32,
 }
 
 impl Listener {
@@ -138,6 +141,17 @@ impl HalfOpen {
     }
 
     fn answer(&self, cx: &mut Context<'_>, config: &TcpConfig, listener: &Listener, timestamp: u32) {
+        self.answer_with(cx, config, listener, timestamp, None);
+    }
+
+    fn answer_with(
+        &self,
+        cx: &mut Context<'_>,
+        config: &TcpConfig,
+        listener: &Listener,
+        timestamp: u32,
+        cookie: Option<&Cookie>,
+    ) {
         let scaled = u32::from(self.scale) != COOKIE_NO_SCALE && config.window_scaling;
         let mss = own_mss(self.key.local, cx.mtu_to(self.key.remote, listener.rx_capacity), &listener.options);
         let opening = self.opening(config, listener, mss);
@@ -152,6 +166,7 @@ impl HalfOpen {
             scale: scaled.then_some(opening.scale),
             sack_permitted: self.sack,
             timestamps: self.timestamps.then_some((timestamp, self.timestamp_recent)),
+            fast_open: cookie,
             sack: &[],
         };
         reply(cx, &self.key, &header, listener.options.tos, listener.options.ttl);
@@ -229,8 +244,19 @@ impl Tcp {
             Some(least) if iss.wrapping_sub(least).cast_signed() < 0 => least,
             _ => iss,
         };
+        let cookie = match self.on_fast_open(&key, segment, listener_index) {
+            Ok(cookie) => cookie,
+            Err(()) => {
+                let opening = (half_open.iss, half_open.agreed());
+                if self.open_fast(cx, key, hash, segment, listener_index, opening) {
+                    return;
+                }
+                None
+            }
+        };
+        let Some(listener) = self.listeners.get_mut(listener_index) else { return };
         listener.half_open += 1;
-        half_open.answer(cx, &self.config, listener, timestamp);
+        half_open.answer_with(cx, &self.config, listener, timestamp, cookie.as_ref());
         let (index, _) = self.half_open.insert(half_open);
         let timer = self.wheel.insert(cx.now + INITIAL_TIMEOUT, FlowRef::HalfOpen(index).pack());
         if let Some(half_open) = self.half_open.get_mut(index) {

@@ -20,6 +20,7 @@ mod buffer;
 pub mod congestion;
 mod connection;
 mod ecn;
+mod fast_open;
 mod flow;
 mod gate;
 mod info;
@@ -179,6 +180,8 @@ pub(crate) struct Tcp {
     deferred: BTreeMap<IpAddr, Vec<ReadyId>>,
     events: VecDeque<Pending>,
     cookies_sent_at: Option<Instant>,
+    /// Of Fast Open, from servers.
+    cookies: fast_open::Cookies,
     gate: gate::Gate,
     /// For answers to segments of no connection.
     replies: Bucket,
@@ -221,6 +224,7 @@ impl Tcp {
             deferred: BTreeMap::new(),
             events: VecDeque::new(),
             cookies_sent_at: None,
+            cookies: fast_open::Cookies::default(),
             gate: gate::Gate::new(),
             replies: Bucket::new(limits.replies_per_second),
             options: Arc::default(),
@@ -335,7 +339,11 @@ impl Tcp {
         }
         match error {
             // RFC 5461 4.1: before a connection is there, believe it; afterwards it is only remembered.
-            IcmpError::Unreachable(error) if connection.state == TcpState::SynSent => connection.end(Some(error)),
+            IcmpError::Unreachable(error)
+                if connection.state == TcpState::SynSent || connection.is_opening_fast() =>
+            {
+                connection.end(Some(error));
+            }
             IcmpError::Unreachable(error) => connection.soft_error = Some(error),
             IcmpError::TooBig { mtu } => {
                 // RFC 1191 and 8200 5: no link is smaller. As Linux, IPv4 is not lowered below 552 (min_pmtu): it
@@ -506,6 +514,9 @@ impl Tcp {
     fn on_connection(&mut self, cx: &mut Context<'_>, index: u32, segment: &Segment<'_>) {
         if let Some(connection) = self.connections.get_mut(index) {
             connection.on_segment(cx, &self.config, segment);
+            if connection.fast_open.is_some() {
+                self.end_fast(index);
+            }
             self.settle(cx.now, index);
             cx.counters.tcp_closed += core::mem::take(&mut self.closed);
         }
@@ -562,6 +573,9 @@ impl Tcp {
 
     /// Ends a connection's record; TIME-WAIT goes on in its own.
     fn free(&mut self, now: Instant, index: u32) {
+        if self.connections.get(index).is_some_and(|c| c.fast_open.is_some()) {
+            self.end_fast(index);
+        }
         let Some(connection) = self.connections.remove(index) else { return };
         self.closed += 1;
         if let Some(timer) = connection.timer {

@@ -53,6 +53,8 @@ impl Connection {
             TcpState::Listen | TcpState::TimeWait => None,
             TcpState::SynSent => self.syn_due.then_some(Plan::Syn),
             TcpState::SynReceived if self.syn_due => Some(Plan::Syn),
+            // RFC 7413 4.2.2: answers need not wait for the peer's ACK.
+            TcpState::SynReceived if self.is_opening_fast() => self.plan_stream(now),
             TcpState::SynReceived => self.ack_due.then_some(Plan::Ack),
             _ => self.plan_stream(now),
         }
@@ -241,14 +243,21 @@ impl Connection {
             header.ack = 0;
             header.timestamps = header.timestamps.map(|(value, _)| (value, 0));
         }
-        let sent = self.finish_segment(&header, cx, out, 0)?;
+        let (cookie, load) = self.syn_load();
+        header.fast_open = cookie.as_ref();
+        let start = header.len();
+        if load > 0 {
+            cx.host.tx_read(self.token, 0, out.get_mut(start..start + load as usize)?);
+        }
+        let sent = self.finish_segment(&header, cx, out, load as usize)?;
         if self.nxt > ORIGIN {
             self.retransmits = self.retransmits.saturating_add(1);
             cx.counters.tcp_retransmits += u64::from(!answer || self.backoff > 0);
         } else {
             self.stalled_since = cx.now;
         }
-        self.nxt = FIRST;
+        self.nxt = self.nxt.max(FIRST);
+        self.on_syn_load(load, cx.now);
         self.last_send = cx.now;
         self.syn_due = false;
         if answer {

@@ -1,5 +1,6 @@
 //! Segments on the wire: parsing what came (nothing a peer sends can panic), building what goes, checksums.
 
+use super::fast_open::Cookie;
 use core::net::IpAddr;
 
 pub(super) const FIN: u8 = 0x01;
@@ -20,6 +21,9 @@ pub(super) const TIMESTAMP_SPACE: usize = 12;
 
 /// RFC 7323 2.2: a larger shift counts as 14.
 pub(super) const MAX_SCALE: u8 = 14;
+
+/// What tells Fast Open's option from other experiments (RFC 7413 appendix A.2).
+const FAST_OPEN_MAGIC: [u8; 2] = [0xf9, 0x89];
 
 /// SACK blocks in one segment; beside timestamps there is room for three.
 pub(super) const MAX_SACK: usize = 4;
@@ -46,6 +50,8 @@ pub(super) struct Segment<'a> {
     pub scale: Option<u8>,
     pub sack_permitted: bool,
     pub timestamps: Option<Timestamps>,
+    /// RFC 7413 2; of a SYN only.
+    pub fast_open: Option<Cookie>,
     sack: [(u32, u32); MAX_SACK],
     sack_len: u8,
     pub payload: &'a [u8],
@@ -76,6 +82,7 @@ impl<'a> Segment<'a> {
             scale: None,
             sack_permitted: false,
             timestamps: None,
+            fast_open: None,
             sack: [(0, 0); MAX_SACK],
             sack_len: 0,
             ecn: 0,
@@ -126,6 +133,10 @@ impl<'a> Segment<'a> {
                     }
                 }
                 (8, 8) => self.timestamps = Some(parse_timestamps(value)),
+                (34, _) if syn => self.fast_open = Cookie::new(value, false),
+                (254, 2..) if syn && value.starts_with(&FAST_OPEN_MAGIC) => {
+                    self.fast_open = Cookie::new(&value[2..], true);
+                }
                 _ => {}
             }
             options = &options[len..];
@@ -169,6 +180,8 @@ pub(super) struct Header<'a> {
     pub scale: Option<u8>,
     pub sack_permitted: bool,
     pub timestamps: Option<(u32, u32)>,
+    /// Of a SYN.
+    pub fast_open: Option<&'a Cookie>,
     /// At most 4, or 3 beside timestamps.
     pub sack: &'a [(u32, u32)],
 }
@@ -187,6 +200,9 @@ impl Header<'_> {
         }
         if self.scale.is_some() {
             len += 4;
+        }
+        if let Some(cookie) = self.fast_open {
+            len += cookie.option_len();
         }
         if !self.sack.is_empty() {
             len += 4 + 8 * self.sack.len();
@@ -248,6 +264,11 @@ impl Header<'_> {
         if let Some(scale) = self.scale {
             out = put(out, [1, 3, 3, scale]);
         }
+        if let Some(cookie) = self.fast_open {
+            let option;
+            (option, out) = out.split_at_mut(cookie.option_len());
+            write_cookie(cookie, option);
+        }
         if !self.sack.is_empty() {
             #[allow(clippy::cast_possible_truncation)]
             let len = 2 + 8 * self.sack.len() as u8;
@@ -259,6 +280,22 @@ impl Header<'_> {
         }
         debug_assert!(out.is_empty());
     }
+}
+
+/// The option, and NOPs up to the next word.
+fn write_cookie(cookie: &Cookie, out: &mut [u8]) {
+    out.fill(1);
+    let head = if cookie.experimental { 4 } else { 2 };
+    let len = head + cookie.bytes().len();
+    #[allow(clippy::cast_possible_truncation)]
+    {
+        out[1] = len as u8;
+    }
+    out[0] = if cookie.experimental { 254 } else { 34 };
+    if cookie.experimental {
+        out[2..4].copy_from_slice(&FAST_OPEN_MAGIC);
+    }
+    out[head..len].copy_from_slice(cookie.bytes());
 }
 
 fn put<const N: usize>(out: &mut [u8], bytes: [u8; N]) -> &mut [u8] {
@@ -303,6 +340,7 @@ mod tests {
             scale: Some(7),
             sack_permitted: true,
             timestamps: Some((1, 2)),
+            fast_open: None,
             sack: &[],
         };
         let (source, destination) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());

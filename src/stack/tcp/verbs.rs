@@ -39,7 +39,8 @@ impl Tcp {
         if taken {
             return Err(Error::AddressInUse);
         }
-        let listener = Listener { token, at, backlog, rx_capacity, options, reuse_port, half_open: 0 };
+        let (half_open, fast_opening) = (0, 0);
+        let listener = Listener { token, at, backlog, rx_capacity, options, reuse_port, half_open, fast_opening };
         let (index, generation) = self.listeners.insert(listener);
         here.push(index);
         Ok(SocketId { index: index | LISTENER, generation })
@@ -111,6 +112,11 @@ impl Tcp {
             loopback: cx.is_loopback(remote.ip()),
         };
         let mut connection = Box::new(Connection::active(&setup, &self.config, cx.now));
+        if let Some((stage, mss)) = self.fast_stage(options.fast_open > 0, options.fast_open_no_cookie, remote.ip()) {
+            connection.fast_open = Some(stage);
+            // What the server said last time; without, its SYN would carry little.
+            connection.mss = mss.unwrap_or(connection.mss).min(connection.announced_mss);
+        }
         // The caller has the answer already.
         connection.changed = false;
         let (index, generation) = self.connections.insert(connection);

@@ -55,4 +55,4 @@ macro_rules! targets {
     };
 }
 
-targets!(frames middle options fragments memory settings);
+targets!(frames middle options fragments memory settings scenarios scripts);

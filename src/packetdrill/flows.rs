@@ -57,7 +57,10 @@ impl Flow {
     /// The script sent a SYN with this number.
     pub fn on_script_syn(&mut self, seq: u32) {
         self.first_byte = seq.wrapping_add(1);
-        self.scripts = Counting::from(seq);
+        if self.scripts.from_zero.is_none() {
+            // Not by a SYN in the middle of a connection.
+            self.scripts = Counting::from(seq);
+        }
         self.fresh = true;
     }
 
@@ -168,10 +171,11 @@ impl Counting {
         Self { isn, from_zero: None }
     }
 
-    const fn learn(&mut self, number: u32) {
+    fn learn(&mut self, number: u32) {
         if self.from_zero.is_none() {
-            let distance = number.wrapping_sub(self.isn).cast_signed().unsigned_abs();
-            self.from_zero = Some(number.cast_signed().unsigned_abs() < distance);
+            // The first number behind a SYN is one more than its own.
+            let far = |isn: u32| number.wrapping_sub(isn.wrapping_add(1)).cast_signed().unsigned_abs();
+            self.from_zero = Some(far(0) < far(self.isn));
         }
     }
 
@@ -200,6 +204,7 @@ mod tests {
         assert_eq!(flow.to_live(1), 78);
         // A script that begins elsewhere and counts from 0 all the same, and one that counts on.
         for (first, base) in [(1, 5000), (5001, 0)] {
+            let mut flow = Flow::new((any, 1), (any, 2));
             flow.on_script_syn(5000);
             flow.learn_counting(None, Some(first));
             assert_eq!(flow.own_to_live(first), 5001);

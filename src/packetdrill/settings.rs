@@ -169,7 +169,9 @@ impl Settings {
         let six = self.family != Family::V4;
         self.defines.get(name).cloned().or_else(|| match name {
             // Of the key that the scripts' common defaults set, and of one of zeros.
-            "TFO_COOKIE" => Some(if self.family == Family::V6 { "c1d1e9742a47a9bc" } else { "3021b9d889017eeb" }.into()),
+            "TFO_COOKIE" => {
+                Some(if self.family == Family::V6 { "c1d1e9742a47a9bc" } else { "3021b9d889017eeb" }.into())
+            }
             "TFO_COOKIE_ZERO" => {
                 Some(if self.family == Family::V6 { "82af1a8f9a205c34" } else { "b7c12350a90dc8f5" }.into())
             }
@@ -223,9 +225,10 @@ impl Settings {
             }
             "tcp_syncookies" => self.tcp.always_cookies = number()? == 2,
             "tcp_fastopen" => {
-                let bits = value.trim().strip_prefix("0x").map_or_else(|| value.trim().parse().ok(), |hex| {
-                    u32::from_str_radix(hex, 16).ok()
-                });
+                let bits = value
+                    .trim()
+                    .strip_prefix("0x")
+                    .map_or_else(|| value.trim().parse().ok(), |hex| u32::from_str_radix(hex, 16).ok());
                 self.tcp.fast_open = FastOpen::from_bits(bits.ok_or_else(wrong)?);
             }
             "tcp_fastopen_key" => self.tcp.fast_open_key = Some(fast_open_key(value).ok_or_else(wrong)?),

@@ -18,6 +18,8 @@ use crate::local::{LocalEngine, LocalHost};
 const START: Instant = Instant::from_nanos(1_000_000_000_000);
 /// Remote ports are dealt out from here.
 const FIRST_REMOTE_PORT: u16 = 49_152;
+/// Time between two packets of a script that come together.
+const TICK: Duration = Duration::from_micros(1);
 /// Connections whose last numbers are kept.
 const MOST_REMEMBERED: usize = 1000;
 /// What an IP packet can carry, in bytes.
@@ -277,6 +279,8 @@ impl World {
             Body::Icmp(icmp) => icmp_frame(flow, ip, icmp)?,
         };
         self.remember();
+        // No two packets meet at the same moment: what was sent before one came was sent before it.
+        self.clock.set(self.clock.now() + TICK);
         self.host.put_frame(0, frame);
         self.settle();
         Ok(())
@@ -345,8 +349,7 @@ impl World {
         }
         let first = flow.place_in_stream(tcp.seq).wrapping_add(u32::from(tcp.flags & flag::SYN != 0));
         *tcp = flow.in_script_numbers(tcp);
-        if let Some(at) =
-            (0..tcp.payload).find(|i| tcp.data.get(*i as usize) != Some(&pattern(first.wrapping_add(*i))))
+        if let Some(at) = (0..tcp.payload).find(|i| tcp.data.get(*i as usize) != Some(&pattern(first.wrapping_add(*i))))
         {
             return Err(format!("byte {at} of its payload is not the one that was written"));
         }
@@ -402,7 +405,9 @@ fn icmp_frame(flow: &Flow, ip: Ip, icmp: &Icmp) -> Result<Vec<u8>, String> {
     let quoted_ip = Ip { source: flow.local, destination: flow.remote, tos: 0, ttl: 64, flow_label: 0 };
     let quoted = match icmp.quoted {
         None => Vec::new(),
-        Some(Quoted::Tcp { len, .. }) if len > LONGEST_PAYLOAD => return Err(format!("no packet has {len} bytes of payload")),
+        Some(Quoted::Tcp { len, .. }) if len > LONGEST_PAYLOAD => {
+            return Err(format!("no packet has {len} bytes of payload"));
+        }
         Some(Quoted::Tcp { seq, len }) => {
             let tcp = LiveTcp {
                 source: flow.local_port,

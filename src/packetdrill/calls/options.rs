@@ -29,9 +29,7 @@ impl Calls {
                     world.apply();
                     gives(0)
                 }
-                (libc::IPPROTO_TCP, libc::TCP_MD5SIG) => {
-                    Err("MD5 signatures are not supported".into())
-                }
+                (libc::IPPROTO_TCP, libc::TCP_MD5SIG) => Err("MD5 signatures are not supported".into()),
                 _ => {
                     // Linux has it, and the stack has no use for it.
                     let kept = value.first_chunk().map_or(0, |b| i64::from(i32::from_ne_bytes(*b)));

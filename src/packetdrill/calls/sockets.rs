@@ -111,7 +111,10 @@ impl Calls {
         };
         let to = SocketAddr::new(as_socket_has_it(world.settings.family, sock.v6, to.ip()), to.port());
         let fast = world.session.option(sock.slot, option::FAST_OPEN);
-        if fast && !sock.connecting && (world.fast_open_room().is_some() || world.session.option(sock.slot, option::NO_COOKIE)) {
+        if fast
+            && !sock.connecting
+            && (world.fast_open_room().is_some() || world.session.option(sock.slot, option::NO_COOKIE))
+        {
             // As Linux: the SYN waits for the first write.
             if sock.deferred.is_some() {
                 return fails(libc::EALREADY);

@@ -171,7 +171,8 @@ fn percent(format: &str, values: &Value) -> Result<String, String> {
         };
         let width = spec.trim_start_matches(['-', '+', ' ', '#']).split('.').next().unwrap_or_default();
         let (fill, width) = if width.starts_with('0') { ('0', width) } else { (' ', width) };
-        let missing = width.trim_end_matches('l').parse::<usize>().unwrap_or(0).min(WIDEST).saturating_sub(text.chars().count());
+        let missing =
+            width.trim_end_matches('l').parse::<usize>().unwrap_or(0).min(WIDEST).saturating_sub(text.chars().count());
         out.extend(std::iter::repeat_n(fill, missing));
         out += &text;
     }

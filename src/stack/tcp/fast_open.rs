@@ -120,7 +120,12 @@ impl Tcp {
     }
 
     /// What a SYN's option comes to: it opens the connection (`Err`), or its SYN-ACK has a cookie, or neither.
-    pub(super) fn on_fast_open(&self, key: &FlowKey, segment: &Segment<'_>, listener: u32) -> Result<Option<Cookie>, ()> {
+    pub(super) fn on_fast_open(
+        &self,
+        key: &FlowKey,
+        segment: &Segment<'_>,
+        listener: u32,
+    ) -> Result<Option<Cookie>, ()> {
         let allowed = self.config.fast_open;
         let Some(listener) = self.listeners.get(listener).filter(|_| allowed.server) else { return Ok(None) };
         let most = match u32::from(listener.options.fast_open) {
@@ -137,7 +142,11 @@ impl Tcp {
         }
         let Some(shown) = segment.fast_open else { return Ok(None) };
         let right = self.cookie_of(key);
-        if right.bytes() == shown.bytes() { Err(()) } else { Ok(Some(Cookie { experimental: shown.experimental, ..right })) }
+        if right.bytes() == shown.bytes() {
+            Err(())
+        } else {
+            Ok(Some(Cookie { experimental: shown.experimental, ..right }))
+        }
     }
 
     /// RFC 7413 4.2.2: a connection of a SYN. False: there is no room for one.
@@ -185,7 +194,12 @@ impl Tcp {
     }
 
     /// What the SYN of a connection of ours is to carry. None: the program or the configuration don't want it.
-    pub(super) fn fast_stage(&self, wanted: bool, no_cookie: bool, server: IpAddr) -> Option<(Box<Stage>, Option<u16>)> {
+    pub(super) fn fast_stage(
+        &self,
+        wanted: bool,
+        no_cookie: bool,
+        server: IpAddr,
+    ) -> Option<(Box<Stage>, Option<u16>)> {
         if !wanted || !self.config.fast_open.client {
             return None;
         }

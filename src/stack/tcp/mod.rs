@@ -339,9 +339,7 @@ impl Tcp {
         }
         match error {
             // RFC 5461 4.1: before a connection is there, believe it; afterwards it is only remembered.
-            IcmpError::Unreachable(error)
-                if connection.state == TcpState::SynSent || connection.is_opening_fast() =>
-            {
+            IcmpError::Unreachable(error) if connection.state == TcpState::SynSent || connection.is_opening_fast() => {
                 connection.end(Some(error));
             }
             IcmpError::Unreachable(error) => connection.soft_error = Some(error),

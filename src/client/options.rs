@@ -41,7 +41,7 @@ pub enum Setting {
 }
 
 /// Bits of options that a [`Setting`] may name.
-const BITS: usize = 13;
+const BITS: usize = 14;
 /// Numbers, in the order of their [`Setting::index`].
 const NUMBERS: [Number; 20] = [
     Number::KeepIdle,

@@ -200,6 +200,18 @@ impl Session {
     /// EAGAIN: no room, or still connecting. EPIPE: not connected, or nothing more can be sent (SIGPIPE is the
     /// caller's business). Otherwise the connection's pending error, once.
     pub fn send(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool) -> Result<usize, Errno> {
+        self.put(slot, bufs, more, false)
+    }
+
+    /// [`Self::send`] with MSG_EOR: if all of it was taken, no segment holds both its end and what is sent next.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_record(&self, slot: u32, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        self.put(slot, bufs, false, true)
+    }
+
+    fn put(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool, record: bool) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
         self.may_send(shared)?;
         let held = Held::take(&shared.tx_lock, self.process())?;
@@ -219,6 +231,11 @@ impl Session {
         }
         // As Linux: a full buffer is sent whatever is announced to follow, or nothing would ever make room for it.
         let more = more && done < room;
+        if record && done == bufs.iter().map(|b| b.len()).sum() {
+            // The engine puts the half that is missing back by how far the stream is.
+            shared.record_end.store(((tail + done as u64) as u32).wrapping_mul(2) | 1, Ordering::Release);
+            shared.request.fetch_or(request::RECORD, Ordering::SeqCst);
+        }
         publish(shared, tail + done as u64, more);
         drop(held);
         self.mark_now(shared, slot);

@@ -186,6 +186,15 @@ impl World {
         self.current = Some(index);
     }
 
+    /// The socket in `old` is given up with a reset, and its flow goes over to `fresh`.
+    pub fn disconnect(&mut self, old: u32, fresh: u32) {
+        self.remember();
+        let _ = self.session.abort(old);
+        self.session.close(old);
+        self.flows.iter_mut().filter(|flow| flow.slot == Some(old)).for_each(|flow| flow.slot = Some(fresh));
+        self.settle();
+    }
+
     /// The number on the wire of the first byte that the socket in `slot` receives.
     pub fn first_byte(&self, slot: u32) -> u32 {
         self.flows.iter().rev().find(|f| f.slot == Some(slot)).map_or(1, |f| f.first_byte)

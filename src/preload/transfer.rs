@@ -229,12 +229,13 @@ pub fn send(
         return Err(Errno(libc::EOPNOTSUPP));
     }
     let total: usize = bufs.iter().map(|b| b.len()).sum();
-    let more = flags & libc::MSG_MORE != 0;
+    let (more, record) = (flags & libc::MSG_MORE != 0, flags & libc::MSG_EOR != 0);
     let how = (POLLOUT, may_wait(socket, flags));
     let zero_copy = flags & libc::MSG_ZEROCOPY != 0;
     let mut done = 0;
     loop {
-        match blocking(session, socket, how, || session.send(slot, bufs, more)) {
+        let send = || if record { session.send_record(slot, bufs) } else { session.send(slot, bufs, more) };
+        match blocking(session, socket, how, send) {
             Ok(n) => {
                 done += n;
                 if done >= total {

@@ -229,6 +229,14 @@ impl Apps {
         if wrote {
             s.tx_tail = tx_tail;
             let _ = stack.tcp_send(now, id, tx_tail);
+            if wants & request::RECORD != 0 {
+                let end = shared.record_end.swap(0, Ordering::AcqRel);
+                if end != 0 {
+                    // Its position is the one nearest below what was written.
+                    let back = (tx_tail as u32).wrapping_sub(end >> 1) & (u32::MAX >> 1);
+                    let _ = stack.tcp_end_record(id, tx_tail.saturating_sub(back.into()));
+                }
+            }
         }
         if rx_head > s.rx_head {
             s.rx_head = rx_head;

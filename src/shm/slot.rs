@@ -153,7 +153,10 @@ pub struct Slot {
     pub watcher_words: AtomicU32,
     /// TCP_FASTOPEN of a listener: connections that cookies may have opened before their peers answer.
     pub fast_open: AtomicU32,
-    _watch: [AtomicU32; 14],
+    /// Where the last record ended (MSG_EOR): twice the position in the stream, and 1. Written before the bytes are
+    /// announced; of several between two looks of the engine only the last counts.
+    pub record_end: AtomicU32,
+    _watch: [AtomicU32; 13],
 }
 
 /// Names of congestion controllers, as TCP_CONGESTION has them.
@@ -193,6 +196,8 @@ pub mod request {
     pub const OPTIONS: u32 = 1 << 3;
     /// Reset instead of closing.
     pub const ABORT: u32 = 1 << 4;
+    /// Records were ended at least once: `record_end` is to be looked at.
+    pub const RECORD: u32 = 1 << 5;
 }
 
 /// Bits of [`Slot::options`].
@@ -309,7 +314,7 @@ impl Slot {
 
     /// Makes the slot as new, for its next socket. The engine's, before it frees or hands out the slot.
     pub fn reset(&self) {
-        let words: [&AtomicU32; 54] = [
+        let words: [&AtomicU32; 55] = [
             &self.status,
             &self.request,
             &self.error,
@@ -358,6 +363,7 @@ impl Slot {
             &self.mtu_discovery,
             &self.congestion,
             &self.fast_open,
+            &self.record_end,
             &self.watcher_words,
             &self._watch[0],
             &self._both[0],

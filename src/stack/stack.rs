@@ -362,6 +362,15 @@ impl Stack {
         self.tcp.info(id, self.now)
     }
 
+    /// A record of the owner's ends after `end` bytes of its stream (MSG_EOR): no segment holds bytes of both sides. To
+    /// be said before what follows is sent.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSocket`].
+    pub fn tcp_end_record(&mut self, id: SocketId, end: u64) -> Result<(), Error> {
+        self.tcp.end_record(id, end)
+    }
+
     /// How many bytes a SYN to that server may carry (RFC 7413). None: it gave us no cookie, and one is needed.
     #[must_use]
     pub fn tcp_fast_open_room(&self, server: IpAddr) -> Option<u32> {

@@ -113,7 +113,8 @@ impl Calls {
         }
         let waits = !sock.nonblocking && buffers.flags & libc::MSG_DONTWAIT == 0;
         let (slot, more) = (sock.slot, buffers.flags & libc::MSG_MORE != 0);
-        let step = send_stream(world, sock, call, buffers.total(), more, waits)?;
+        let how = How { more, record: buffers.flags & libc::MSG_EOR != 0, waits };
+        let step = send_stream(world, sock, call, buffers.total(), how)?;
         if matches!(step, Step::Done(Ok(n)) if n > 0) && buffers.flags & libc::MSG_ZEROCOPY != 0 {
             world.session.note_copied(slot);
         }
@@ -174,19 +175,35 @@ fn send_fast(world: &mut World, sock: &mut Sock, call: &mut Call, buffers: &Buff
     Ok(Step::Wait)
 }
 
+/// How bytes are sent.
+#[derive(Clone, Copy, Default)]
+pub(super) struct How {
+    /// MSG_MORE.
+    pub more: bool,
+    /// MSG_EOR.
+    pub record: bool,
+    /// The call waits for room.
+    pub waits: bool,
+}
+
 /// Sends what is left of `total` bytes.
 pub(super) fn send_stream(
     world: &mut World,
     sock: &mut Sock,
     call: &mut Call,
     total: usize,
-    more: bool,
-    waits: bool,
+    how: How,
 ) -> Attempt {
     loop {
         let left = total - call.done;
         let bytes: Vec<u8> = (1..=left as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();
-        match world.session.send(sock.slot, &[IoSlice::new(&bytes)], more) {
+        let bytes = [IoSlice::new(&bytes)];
+        let sent = if how.record {
+            world.session.send_record(sock.slot, &bytes)
+        } else {
+            world.session.send(sock.slot, &bytes, how.more)
+        };
+        match sent {
             Ok(sent) => {
                 call.done += sent;
                 sock.writes = sock.writes.wrapping_add(sent as u32);
@@ -196,14 +213,14 @@ pub(super) fn send_stream(
                 sock.starved += 1;
                 // The stack may take what was written at once, and there is room again.
                 world.settle();
-                if !waits {
+                if !how.waits {
                     return gives(call.done as i64);
                 }
                 if sent == 0 {
                     return Ok(Step::Wait);
                 }
             }
-            Err(Errno::AGAIN) if waits => {
+            Err(Errno::AGAIN) if how.waits => {
                 sock.starved += 1;
                 return Ok(Step::Wait);
             }

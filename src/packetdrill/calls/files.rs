@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::super::script::Expression;
 use super::super::world::World;
 use super::arguments::{is_null, number, size};
-use super::data::send_stream;
+use super::data::{How, send_stream};
 use super::{Attempt, Call, Calls, Object, Step, fails, gives, socket};
 
 /// Bytes that a pipe holds.
@@ -70,7 +70,7 @@ impl Calls {
         let sock = socket!(self, to);
         let waits = !sock.nonblocking;
         // More than what fits one segment is sent as with MSG_MORE up to its end, which this is.
-        let step = send_stream(world, sock, call, total, false, waits)?;
+        let step = send_stream(world, sock, call, total, How { waits, ..How::default() })?;
         if let (Step::Done(Ok(sent)), None, Some(Object::File { at, .. })) =
             (&step, offset, self.objects.get_mut(&from))
         {
@@ -104,7 +104,7 @@ impl Calls {
                 }
                 let sock = socket!(self, to);
                 let waits = !sock.nonblocking;
-                let step = send_stream(world, sock, call, n, false, waits)?;
+                let step = send_stream(world, sock, call, n, How { waits, ..How::default() })?;
                 if let Step::Done(Ok(sent)) = step {
                     self.pipes[pipe].drain(..sent as usize);
                 }

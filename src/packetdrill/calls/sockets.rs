@@ -106,6 +106,18 @@ impl Calls {
         }
         let default = SocketAddr::new(world.settings.remote, world.settings.connect_port);
         let to = match call.argument(1)? {
+            e if unspecified_family(world, e) && !sock.datagram => {
+                // As tcp_disconnect(): the connection ends, the descriptor goes on.
+                let kind = if sock.v6 { kind::TCP6 } else { kind::TCP4 };
+                let fresh = match world.session.open(kind) {
+                    Ok(fresh) => fresh,
+                    Err(error) => return fails(error.raw_os_error()),
+                };
+                let old = std::mem::replace(&mut sock.slot, fresh);
+                (sock.deferred, sock.connecting, sock.reads, sock.writes) = (None, false, 0, 0);
+                world.disconnect(old, fresh);
+                return gives(0);
+            }
             e if unspecified_family(world, e) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
             e => address(world, e)?.unwrap_or(default),
         };
@@ -243,5 +255,8 @@ pub(super) fn expect(world: &World, what: &str, wanted: &Expression, got: i64) -
 }
 
 fn unspecified_family(world: &World, e: &Expression) -> bool {
+    if matches!(e, Expression::Name(name) if name == "AF_UNSPEC") {
+        return true;
+    }
     super::arguments::field(e, "sa_family").is_some_and(|f| number(world, f) == Ok(0))
 }

@@ -22,6 +22,7 @@ use super::stats::Stats;
 use crate::wheel::TimerId;
 use crate::{Congestion, Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapshot, TcpState, Token};
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use core::net::IpAddr;
 use core::time::Duration;
@@ -43,6 +44,8 @@ pub(super) const MIN_MSS: u16 = 88;
 const FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most that a program may have written and not acknowledged, in bytes, whatever its buffer is. Larger is damage.
 const MOST_QUEUED: u64 = 1 << 30;
+/// Ends of records that wait to be sent; what is more is not kept apart.
+const MOST_RECORDS: usize = 1024;
 /// First guess of what the peer's full segments are.
 const MIN_RECEIVE_MSS: u32 = 536;
 /// ACKs at once at the beginning of a connection, where the peer is in slow start (as Linux).
@@ -126,6 +129,8 @@ pub(super) struct Connection {
     pub nxt: u64,
     /// After the last byte that the owner wrote.
     pub tail: u64,
+    /// Ends of records (MSG_EOR) not acknowledged yet: no segment holds bytes of both sides.
+    pub records: Option<Box<VecDeque<u64>>>,
     /// The owner will write no more: a FIN belongs at `tail`.
     pub finishing: bool,
     /// Right edge of the peer's window.
@@ -267,6 +272,7 @@ impl Connection {
             una: ORIGIN,
             nxt: ORIGIN,
             tail: FIRST,
+            records: None,
             finishing: false,
             send_edge: FIRST,
             max_window: 0,
@@ -456,6 +462,16 @@ impl Connection {
         self.tail = tail;
         self.hold(now, config);
         true
+    }
+
+    /// A record of the owner's ends after `end` bytes of its stream.
+    pub fn end_record(&mut self, end: u64) {
+        let position = end.saturating_add(FIRST);
+        let records = self.records.get_or_insert_default();
+        let in_order = records.back().is_none_or(|last| *last < position);
+        if in_order && (self.nxt.max(FIRST)..=self.tail).contains(&position) && records.len() < MOST_RECORDS {
+            records.push_back(position);
+        }
     }
 
     /// TCP_CORK, MSG_MORE: a segment that isn't full waits, but not for ever (tcp(7): 200 ms; Linux lets the timer do it

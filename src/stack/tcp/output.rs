@@ -113,18 +113,22 @@ impl Connection {
         if unsent == 0 && !finish {
             return None;
         }
+        let record = self.record_end().map_or(u64::MAX, |end| end - self.nxt);
         let room = self.send_edge.saturating_sub(self.nxt);
         let full = self.full_payload();
-        if let Some(len) = self.plan_path_probe(now, in_flight, window, unsent, room) {
+        if record == u64::MAX
+            && let Some(len) = self.plan_path_probe(now, in_flight, window, unsent, room)
+        {
             return Some(Plan::Data { len, fin: false });
         }
-        let len = unsent.min(full).min(room);
+        let len = unsent.min(full).min(room).min(record);
         let fin = finish && len == unsent && room > len;
         if len == 0 && !fin || in_flight > 0 && in_flight + len > window {
             return None;
         }
         let plan = Plan::Data { len: len as u32, fin };
-        if len == full || fin {
+        // A record that others follow is as good as a full segment: what comes next can't go with it.
+        if len == full || fin || len == record && len < unsent {
             return Some(plan);
         }
         if len < unsent {
@@ -136,6 +140,23 @@ impl Connection {
         }
         // RFC 9293 3.7.4, Nagle, as Minshall has it: only one segment that isn't full may be unacknowledged.
         (self.options.no_delay || self.options.cork || self.small_end <= self.una).then_some(plan)
+    }
+
+    /// Ends of records that were acknowledged are of no use any more.
+    fn forget_records(&mut self) {
+        let Some(records) = self.records.as_deref_mut() else { return };
+        while records.front().is_some_and(|end| *end <= self.una) {
+            records.pop_front();
+        }
+        if records.is_empty() {
+            self.records = None;
+        }
+    }
+
+    /// Where the record ends that is sent next, if its end is known.
+    fn record_end(&self) -> Option<u64> {
+        let records = self.records.as_deref()?;
+        records.get(records.partition_point(|end| *end <= self.nxt)).copied()
     }
 
     /// Whether data or a FIN wait and only the peer's window is in the way: what the persist timer is for.
@@ -154,7 +175,13 @@ impl Connection {
         }
         match plan {
             Plan::Reset => {
-                let header = self.header(RST | ACK, self.nxt, cx.now, &[]);
+                let mut header = self.header(RST | ACK, self.nxt, cx.now, &[]);
+                // It has no meaning; as Linux, it is what the last segment said.
+                header.window = if self.una == ORIGIN {
+                    self.first_window
+                } else {
+                    u16::try_from(self.rx_edge.saturating_sub(self.rx_nxt) >> self.receive_scale).unwrap_or(u16::MAX)
+                };
                 cx.counters.tcp_resets_out += 1;
                 self.reset_due = false;
                 self.finish_segment(&header, cx, out, 0)
@@ -196,6 +223,7 @@ impl Connection {
                 let (len, (sent, fin)) = self.build_data(cx, seq, len, fin, out)?;
                 self.board.push(seq, len + u32::from(fin), cx.now);
                 self.nxt = seq + u64::from(len) + u64::from(fin);
+                self.forget_records();
                 if small && len > 0 {
                     self.small_end = self.nxt;
                 }
@@ -288,7 +316,8 @@ impl Connection {
     ) -> Option<(u32, (Emitted, bool))> {
         let mut sack = [(0, 0); MAX_SACK];
         let blocks = self.sack_blocks(&mut sack);
-        let last = seq + u64::from(len) >= self.tail;
+        let end = seq + u64::from(len);
+        let last = end >= self.tail || self.records.as_deref().is_some_and(|records| records.binary_search(&end).is_ok());
         let mut flags = ACK;
         let mut header = self.header(flags, seq, cx.now, &sack[..blocks]);
         let start = header.len();

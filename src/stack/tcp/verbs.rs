@@ -133,6 +133,13 @@ impl Tcp {
         if written { Ok(()) } else { Err(Error::MessageTooLong) }
     }
 
+    /// A record of the owner's ends after `end` bytes of its stream (MSG_EOR). To be said before [`Self::send`] tells of
+    /// what follows.
+    pub fn end_record(&mut self, id: SocketId, end: u64) -> Result<(), Error> {
+        self.owned(id)?.end_record(end);
+        Ok(())
+    }
+
     /// The owner read up to `rx_head` bytes of its stream.
     pub fn received(&mut self, now: Instant, id: SocketId, rx_head: u64) -> Result<(), Error> {
         let connection = self.owned(id)?;

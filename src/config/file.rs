@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sidestep_shm::Geometry;
 use sidestep_shm::split::GRANULE_BYTES;
-use sidestep_stack::{Congestion, Ecn, InterfaceAddress, Route, StaticNeighbor};
+use sidestep_stack::{Congestion, Ecn, FastOpen, InterfaceAddress, Route, StaticNeighbor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -63,6 +63,7 @@ const PROGRAM_KEYS: &[&str] = &[
 const TCP_KEYS: &[&str] = &[
     "congestion",
     "ecn",
+    "fast_open",
     "pacing",
     "slow_start_after_idle",
     "tail_loss_probes",
@@ -380,6 +381,9 @@ fn programs(table: &Spanned<DeTable<'_>>, shards: u32, alone: bool) -> Result<Pr
 /// As Linux's tcp_ecn: 0, 2 and 1.
 pub(super) const ECN_MODES: [(&str, Ecn); 3] = [("off", Ecn::Off), ("accept", Ecn::Accept), ("request", Ecn::Request)];
 
+/// The low bits of Linux's tcp_fastopen. The others are for networks in which nobody forges an address.
+pub(super) const FAST_OPEN_MODES: [(&str, u32); 4] = [("off", 0), ("client", 1), ("server", 2), ("both", 3)];
+
 /// The `[tcp]` section.
 pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
     let s = Section::new("tcp", table, TCP_KEYS)?;
@@ -391,6 +395,9 @@ pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
     }
     if let Some(mode) = s.text("ecn", |t| choice(t, &ECN_MODES))? {
         t.ecn = mode;
+    }
+    if let Some(bits) = s.text("fast_open", |t| choice(t, &FAST_OPEN_MODES))? {
+        t.fast_open = FastOpen::from_bits(bits);
     }
     for (key, field) in [
         ("min_rto", &mut t.min_rto),

@@ -3,7 +3,9 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::file::ECN_MODES;
+use sidestep_stack::FastOpen;
+
+use super::file::{ECN_MODES, FAST_OPEN_MODES};
 
 use super::{AttachMode, Backend, Config, Interface, Loopback, Poll, Sharing, ZeroCopy};
 
@@ -46,6 +48,8 @@ impl Config {
         line("\n[tcp]\ncongestion", &quoted(t.congestion.name()));
         let ecn = ECN_MODES.iter().find(|(_, mode)| *mode == t.ecn).map_or("off", |(name, _)| name);
         line("ecn", &quoted(ecn));
+        let fast_open = FAST_OPEN_MODES.iter().find(|(_, bits)| FastOpen::from_bits(*bits) == t.fast_open);
+        line("fast_open", &quoted(fast_open.map_or("off", |(name, _)| name)));
         line("pacing", &t.pacing);
         line("min_rto", &time(t.min_rto));
         line("max_rto", &time(t.max_rto));

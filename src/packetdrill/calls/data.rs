@@ -187,13 +187,7 @@ pub(super) struct How {
 }
 
 /// Sends what is left of `total` bytes.
-pub(super) fn send_stream(
-    world: &mut World,
-    sock: &mut Sock,
-    call: &mut Call,
-    total: usize,
-    how: How,
-) -> Attempt {
+pub(super) fn send_stream(world: &mut World, sock: &mut Sock, call: &mut Call, total: usize, how: How) -> Attempt {
     loop {
         let left = total - call.done;
         let bytes: Vec<u8> = (1..=left as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();

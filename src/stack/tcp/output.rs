@@ -317,7 +317,8 @@ impl Connection {
         let mut sack = [(0, 0); MAX_SACK];
         let blocks = self.sack_blocks(&mut sack);
         let end = seq + u64::from(len);
-        let last = end >= self.tail || self.records.as_deref().is_some_and(|records| records.binary_search(&end).is_ok());
+        let last =
+            end >= self.tail || self.records.as_deref().is_some_and(|records| records.binary_search(&end).is_ok());
         let mut flags = ACK;
         let mut header = self.header(flags, seq, cx.now, &sack[..blocks]);
         let start = header.len();

@@ -11,9 +11,9 @@ use super::buffer;
 use super::buffer::ReceiveBuffer;
 use super::congestion::{self, CongestionControl};
 use super::ecn::EcnState;
-use super::fast_open::Stage;
 use super::flow::FlowKey;
 use super::path::Path;
+use super::rare::Rare;
 use super::rate::Usage;
 use super::recovery::Scoreboard;
 use super::rtt::Rtt;
@@ -22,7 +22,6 @@ use super::stats::Stats;
 use crate::wheel::TimerId;
 use crate::{Congestion, Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapshot, TcpState, Token};
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use core::net::IpAddr;
 use core::time::Duration;
@@ -44,8 +43,6 @@ pub(super) const MIN_MSS: u16 = 88;
 const FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most that a program may have written and not acknowledged, in bytes, whatever its buffer is. Larger is damage.
 const MOST_QUEUED: u64 = 1 << 30;
-/// Ends of records that wait to be sent; what is more is not kept apart.
-const MOST_RECORDS: usize = 1024;
 /// First guess of what the peer's full segments are.
 const MIN_RECEIVE_MSS: u32 = 536;
 /// ACKs at once at the beginning of a connection, where the peer is in slow start (as Linux).
@@ -129,8 +126,6 @@ pub(super) struct Connection {
     pub nxt: u64,
     /// After the last byte that the owner wrote.
     pub tail: u64,
-    /// Ends of records (MSG_EOR) not acknowledged yet: no segment holds bytes of both sides.
-    pub records: Option<Box<VecDeque<u64>>>,
     /// The owner will write no more: a FIN belongs at `tail`.
     pub finishing: bool,
     /// Right edge of the peer's window.
@@ -158,7 +153,7 @@ pub(super) struct Connection {
     pub pace_at: Instant,
     pub rtt: Rtt,
     pub ecn: EcnState,
-    pub fast_open: Option<Box<Stage>>,
+    pub rare: Option<Box<Rare>>,
     /// Data went with a SYN, and was taken.
     pub syn_data: bool,
     /// How often the timeout was doubled since the last sample (RFC 6298 5.5), and timeouts since the last progress.
@@ -272,7 +267,6 @@ impl Connection {
             una: ORIGIN,
             nxt: ORIGIN,
             tail: FIRST,
-            records: None,
             finishing: false,
             send_edge: FIRST,
             max_window: 0,
@@ -291,7 +285,7 @@ impl Connection {
             pace_at: Instant::ZERO,
             rtt: Rtt::new(),
             ecn,
-            fast_open: None,
+            rare: None,
             syn_data: false,
             backoff: 0,
             timeouts: 0,
@@ -462,16 +456,6 @@ impl Connection {
         self.tail = tail;
         self.hold(now, config);
         true
-    }
-
-    /// A record of the owner's ends after `end` bytes of its stream.
-    pub fn end_record(&mut self, end: u64) {
-        let position = end.saturating_add(FIRST);
-        let records = self.records.get_or_insert_default();
-        let in_order = records.back().is_none_or(|last| *last < position);
-        if in_order && (self.nxt.max(FIRST)..=self.tail).contains(&position) && records.len() < MOST_RECORDS {
-            records.push_back(position);
-        }
     }
 
     /// TCP_CORK, MSG_MORE: a segment that isn't full waits, but not for ever (tcp(7): 200 ms; Linux lets the timer do it

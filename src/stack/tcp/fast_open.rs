@@ -194,12 +194,7 @@ impl Tcp {
     }
 
     /// What the SYN of a connection of ours is to carry. None: the program or the configuration don't want it.
-    pub(super) fn fast_stage(
-        &self,
-        wanted: bool,
-        no_cookie: bool,
-        server: IpAddr,
-    ) -> Option<(Box<Stage>, Option<u16>)> {
+    pub(super) fn fast_stage(&self, wanted: bool, no_cookie: bool, server: IpAddr) -> Option<(Stage, Option<u16>)> {
         if !wanted || !self.config.fast_open.client {
             return None;
         }
@@ -209,7 +204,7 @@ impl Tcp {
             None if no_cookie || self.config.fast_open.client_without_cookie => None,
             None => Cookie::new(&[], false),
         };
-        Some((Box::new(Stage::Client { sends, learned: None, carried: 0 }), known.map(|k| k.mss)))
+        Some((Stage::Client { sends, learned: None, carried: 0 }, known.map(|k| k.mss)))
     }
 
     /// How many bytes a SYN to that server may carry. None: it gave no cookie, and one is needed.
@@ -226,16 +221,16 @@ impl Tcp {
         if matches!(connection.state, TcpState::SynSent | TcpState::SynReceived) {
             return;
         }
-        match connection.fast_open.take().as_deref() {
+        match connection.take_fast_open() {
             Some(Stage::Client { learned: Some(cookie), .. }) => {
-                self.cookies.keep(connection.key.remote, *cookie, connection.mss);
+                self.cookies.keep(connection.key.remote, cookie, connection.mss);
             }
             Some(Stage::Client { carried: 1.., .. }) if connection.retransmits > 0 && !connection.syn_data => {
                 // RFC 7413 4.1.3: something on the way swallows SYNs with data. Ask before the next one.
                 self.cookies.0.remove(&connection.key.remote);
             }
             Some(Stage::Server { listener }) => {
-                if let Some(listener) = self.listeners.get_mut(*listener) {
+                if let Some(listener) = self.listeners.get_mut(listener) {
                     listener.fast_opening = listener.fast_opening.saturating_sub(1);
                 }
             }
@@ -247,7 +242,7 @@ impl Tcp {
 impl Connection {
     /// Whether a cookie opened it, and its peer's ACK is still to come.
     pub fn is_opening_fast(&self) -> bool {
-        self.state == TcpState::SynReceived && matches!(self.fast_open.as_deref(), Some(Stage::Server { .. }))
+        self.state == TcpState::SynReceived && matches!(self.fast_open(), Some(Stage::Server { .. }))
     }
 
     fn begin_fast(&mut self, listener: u32, segment: &Segment<'_>) {
@@ -255,7 +250,7 @@ impl Connection {
         self.una = ORIGIN;
         self.nxt = ORIGIN;
         self.syn_due = true;
-        self.fast_open = Some(Box::new(Stage::Server { listener }));
+        self.rare.get_or_insert_default().fast_open = Some(Stage::Server { listener });
         // The window of a SYN is not scaled.
         self.send_edge = FIRST + u64::from(segment.window);
         self.max_window = u64::from(segment.window);
@@ -277,7 +272,7 @@ impl Connection {
 
     /// What our SYN carries: a cookie or a request for one, and bytes of the stream.
     pub fn syn_load(&self) -> (Option<Cookie>, u32) {
-        let Some(Stage::Client { sends, carried: 0, .. }) = self.fast_open.as_deref() else { return (None, 0) };
+        let Some(Stage::Client { sends, carried: 0, .. }) = self.fast_open() else { return (None, 0) };
         if self.nxt > ORIGIN {
             // RFC 7413 4.1.3: a SYN that goes again goes without; something on the way may not like it.
             return (None, 0);
@@ -294,7 +289,7 @@ impl Connection {
 
     /// Our SYN left with so many bytes.
     pub fn on_syn_load(&mut self, len: u32, now: Instant) {
-        if let Some(Stage::Client { carried, .. }) = self.fast_open.as_deref_mut().filter(|_| len > 0) {
+        if let Some(Stage::Client { carried, .. }) = self.fast_open_mut().filter(|_| len > 0) {
             *carried = len;
             self.board.push(FIRST, len, now);
             self.nxt = FIRST + u64::from(len);
@@ -304,13 +299,11 @@ impl Connection {
     /// The SYN-ACK came: `ack` is its position. What the SYN carried and the server didn't take goes again
     /// (RFC 7413 4.2.1), and its cookie is kept.
     pub fn on_fast_answer(&mut self, segment: &Segment<'_>, ack: u64) {
-        let Some(Stage::Client { learned, carried, .. }) = self.fast_open.as_deref_mut() else { return };
+        let Some(Stage::Client { learned, carried, .. }) = self.fast_open_mut() else { return };
         if let Some(cookie) = segment.fast_open.filter(|cookie| !cookie.is_request()) {
             *learned = Some(cookie);
         }
-        if *carried > 0 && ack > FIRST {
-            self.syn_data = true;
-        }
+        self.syn_data = *carried > 0 && ack > FIRST;
     }
 
     /// The answer to a SYN with data acknowledges up to `ack`: what it left goes again as if it had never been sent.

@@ -29,6 +29,7 @@ mod isn;
 mod listen;
 mod output;
 mod path;
+mod rare;
 mod rate;
 mod recovery;
 mod rtt;
@@ -512,7 +513,7 @@ impl Tcp {
     fn on_connection(&mut self, cx: &mut Context<'_>, index: u32, segment: &Segment<'_>) {
         if let Some(connection) = self.connections.get_mut(index) {
             connection.on_segment(cx, &self.config, segment);
-            if connection.fast_open.is_some() {
+            if connection.fast_open().is_some() {
                 self.end_fast(index);
             }
             self.settle(cx.now, index);
@@ -571,7 +572,7 @@ impl Tcp {
 
     /// Ends a connection's record; TIME-WAIT goes on in its own.
     fn free(&mut self, now: Instant, index: u32) {
-        if self.connections.get(index).is_some_and(|c| c.fast_open.is_some()) {
+        if self.connections.get(index).is_some_and(|c| c.fast_open().is_some()) {
             self.end_fast(index);
         }
         let Some(connection) = self.connections.remove(index) else { return };

@@ -142,23 +142,6 @@ impl Connection {
         (self.options.no_delay || self.options.cork || self.small_end <= self.una).then_some(plan)
     }
 
-    /// Ends of records that were acknowledged are of no use any more.
-    fn forget_records(&mut self) {
-        let Some(records) = self.records.as_deref_mut() else { return };
-        while records.front().is_some_and(|end| *end <= self.una) {
-            records.pop_front();
-        }
-        if records.is_empty() {
-            self.records = None;
-        }
-    }
-
-    /// Where the record ends that is sent next, if its end is known.
-    fn record_end(&self) -> Option<u64> {
-        let records = self.records.as_deref()?;
-        records.get(records.partition_point(|end| *end <= self.nxt)).copied()
-    }
-
     /// Whether data or a FIN wait and only the peer's window is in the way: what the persist timer is for.
     pub fn is_blocked_by_window(&self) -> bool {
         let unsent = self.tail.saturating_sub(self.nxt);
@@ -317,8 +300,7 @@ impl Connection {
         let mut sack = [(0, 0); MAX_SACK];
         let blocks = self.sack_blocks(&mut sack);
         let end = seq + u64::from(len);
-        let last =
-            end >= self.tail || self.records.as_deref().is_some_and(|records| records.binary_search(&end).is_ok());
+        let last = end >= self.tail || self.is_record_end(end);
         let mut flags = ACK;
         let mut header = self.header(flags, seq, cx.now, &sack[..blocks]);
         let start = header.len();

@@ -14,9 +14,9 @@
 //! Sizes here are payload and options of a segment, as in an MSS option.
 
 use super::connection::{Connection, MIN_MSS, NEVER, path_mss};
+use super::rare::Rare;
 use super::recovery::Phase;
 use crate::Instant;
-use alloc::boxed::Box;
 use core::time::Duration;
 
 /// What nearly every path takes (tcp_base_mss).
@@ -38,11 +38,10 @@ pub(super) struct Path {
     pub limit: u16,
     /// Until when a smaller size that ICMP told is believed; [`NEVER`] when none was told.
     until: Instant,
-    search: Option<Box<Search>>,
 }
 
 #[derive(Debug)]
-struct Search {
+pub(super) struct Search {
     /// Goes through for sure, and may go through.
     low: u16,
     high: u16,
@@ -55,11 +54,15 @@ struct Search {
 impl Path {
     /// `limit`: what the path takes, as other connections found.
     pub const fn new(agreed: u16, limit: u16) -> Self {
-        Self { agreed, limit, until: NEVER, search: None }
+        Self { agreed, limit, until: NEVER }
     }
 }
 
 impl Connection {
+    fn is_searching(&self) -> bool {
+        self.rare.as_deref().is_some_and(|rare| rare.search.is_some())
+    }
+
     /// Both sides have agreed on segments of `mss` bytes.
     pub fn agree_on_segments(&mut self, mss: u16, now: Instant) {
         self.path.agreed = mss;
@@ -74,7 +77,7 @@ impl Connection {
         let mss = path_mss(self.key.local, mtu).max(MIN_MSS);
         if mss < self.mss {
             self.path.until = now + LIFETIME;
-            if let Some(search) = &mut self.path.search {
+            if let Some(search) = self.rare.as_deref_mut().and_then(Rare::search) {
                 search.high = search.high.min(mss);
                 search.low = search.low.min(mss);
             }
@@ -86,7 +89,7 @@ impl Connection {
     pub fn forget_old_path(&mut self, now: Instant) {
         if now >= self.path.until {
             self.path.until = NEVER;
-            if self.path.search.is_none() {
+            if !self.is_searching() {
                 self.mss = self.path.agreed;
             }
         }
@@ -99,7 +102,7 @@ impl Connection {
 
     /// Timeout after timeout: perhaps only because segments are too large.
     pub fn suspect_black_hole(&mut self, now: Instant) {
-        let low = match &self.path.search {
+        let low = match self.rare.as_deref().and_then(|rare| rare.search.as_ref()) {
             Some(search) => (search.low / 2).max(MIN_MSS),
             None => BASE_MSS.min(self.mss),
         };
@@ -107,8 +110,9 @@ impl Connection {
         if u64::from(low) >= u64::from(self.board.first_len()) + u64::from(self.mss) - u64::from(self.full_segment()) {
             return;
         }
-        let high = self.path.search.as_ref().map_or(self.mss, |search| search.high);
-        self.path.search = Some(Box::new(Search { low, high, probe: None, again_at: now }));
+        let rare = self.rare.get_or_insert_default();
+        let high = rare.search.as_ref().map_or(self.mss, |search| search.high);
+        rare.search = Some(Search { low, high, probe: None, again_at: now });
         self.set_segment_size(low);
     }
 
@@ -128,7 +132,7 @@ impl Connection {
 
     /// Bytes of payload of a probe that may be sent now. `room`: what the peer's window takes.
     pub fn plan_path_probe(&self, now: Instant, in_flight: u64, window: u64, unsent: u64, room: u64) -> Option<u32> {
-        let search = self.path.search.as_deref()?;
+        let search = self.rare.as_deref()?.search.as_ref()?;
         let high = search.high;
         if now < search.again_at
             || search.probe.is_some()
@@ -151,14 +155,14 @@ impl Connection {
             return;
         }
         let size = u16::try_from(len + u32::from(self.mss) - full).unwrap_or(u16::MAX);
-        if let Some(search) = &mut self.path.search {
+        if let Some(search) = self.rare.as_deref_mut().and_then(Rare::search) {
             search.probe = Some((seq, seq + u64::from(len), size));
         }
     }
 
     /// What begins at `seq` is sent again: if it was a probe, that was too large.
     pub fn on_path_probe_lost(&mut self, seq: u64, now: Instant) {
-        let Some(search) = &mut self.path.search else { return };
+        let Some(search) = self.rare.as_deref_mut().and_then(Rare::search) else { return };
         if let Some((start, _, size)) = search.probe.filter(|probe| probe.0 == seq) {
             debug_assert!(start == seq);
             search.probe = None;
@@ -169,7 +173,7 @@ impl Connection {
 
     /// Something new was acknowledged.
     pub fn on_path_progress(&mut self, now: Instant) {
-        let Some(search) = &mut self.path.search else { return };
+        let Some(search) = self.rare.as_deref_mut().and_then(Rare::search) else { return };
         if let Some((_, _, size)) = search.probe.filter(|probe| probe.1 <= self.una) {
             search.probe = None;
             search.low = size;

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// What the RFC's appendix B numbers: MUST-1 to MUST-69, SHLD-1 to SHLD-31.
+/// What the RFC's appendix B numbers: MUST-1 to MUST-69, SHLD-1 to SHLD-31, each of them there once (its MAYs and its
+/// one REC are choices).
 const MUSTS: u32 = 69;
 const SHOULDS: u32 = 31;
 

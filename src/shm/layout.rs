@@ -19,7 +19,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 /// First eight bytes of every region: "SIDESTEP".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"SIDESTEP");
 /// Version of this layout; engine and library must agree exactly.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Unit in which memory is given out and given back, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
 /// Most slots in a group: what a three-level set of 64-bit words can name.

@@ -95,10 +95,10 @@ int main(int argc, char **argv) {
     fflush(stdout);
 
     for (;;) {
-        entries[0] = (struct ss_pollfd){listener, count < MOST ? POLLIN : 0, 0};
+        entries[0] = (struct ss_pollfd){listener, -1, count < MOST ? POLLIN : 0, 0};
         for (size_t i = 0; i < count; i++) {
             int waits = connections[i]->sent < connections[i]->have;
-            entries[i + 1] = (struct ss_pollfd){connections[i]->sock, waits ? POLLOUT : POLLIN, 0};
+            entries[i + 1] = (struct ss_pollfd){connections[i]->sock, -1, waits ? POLLOUT : POLLIN, 0};
         }
         if (ss_poll(entries, count + 1, -1) < 0) {
             if (ss_errno() == EINTR)

@@ -25,6 +25,7 @@ use crate::control::{Books, Control, ControlSettings, EngineGauges};
 use crate::library::Seats;
 use crate::port::FrameIo;
 use crate::port::af_packet::AfPacketPort;
+use crate::port::hooked::{HookCounters, HookMaker, Hooked};
 use crate::port::none::NoPort;
 use crate::port::pipe::PipePort;
 use crate::port::tap::TapPort;
@@ -66,6 +67,16 @@ struct Parts<'a> {
     limits: Limits,
     tcp: sidestep_stack::TcpConfig,
     latency_every: u32,
+    hook: Option<(HookMaker, Arc<HookCounters>)>,
+}
+
+/// What a program that has the engine in its own process may add to the configuration.
+#[derive(Default)]
+pub(crate) struct Additions {
+    /// One a queue, for the backend "pipe".
+    pub wires: Vec<OwnedFd>,
+    /// Sees every frame.
+    pub hook: Option<(HookMaker, Arc<HookCounters>)>,
 }
 
 impl Engine {
@@ -74,16 +85,15 @@ impl Engine {
     /// # Errors
     /// What failed, on what, and what to do; nothing is left behind.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
-        Self::begin(config, None, Vec::new())
+        Self::begin(config, None, Additions::default())
     }
 
     /// The same without threads for the shards: whoever has what [`Self::seats`] gives turns them.
-    /// `wires`: one a queue for the backend "pipe".
-    pub(crate) fn start_driven(config: &Config, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
-        Self::begin(config, Some(Vec::new()), wires)
+    pub(crate) fn start_driven(config: &Config, additions: Additions) -> anyhow::Result<Self> {
+        Self::begin(config, Some(Vec::new()), additions)
     }
 
-    fn begin(config: &Config, driven: Option<Vec<Box<dyn Driven>>>, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
+    fn begin(config: &Config, driven: Option<Vec<Box<dyn Driven>>>, additions: Additions) -> anyhow::Result<Self> {
         let interface = config.interfaces.first().context("the configuration has no [[interface]]")?;
         let count = interface.queues.len() as u32;
         let nic = match interface.backend {
@@ -105,6 +115,7 @@ impl Engine {
             limits: config.limits(),
             tcp: config.tcp.stack,
             latency_every: config.engine.latency_every,
+            hook: additions.hook,
         };
         let control = control_name(config);
         let shared = interface.sharing == Sharing::Shared;
@@ -122,7 +133,7 @@ impl Engine {
             driven,
             seats: None,
         };
-        let steering = engine.start_shards(&parts, steering, wires)?.map(|s| Arc::new(Mutex::new(s)));
+        let steering = engine.start_shards(&parts, steering, additions.wires)?.map(|s| Arc::new(Mutex::new(s)));
         engine.steering.clone_from(&steering);
         if let Some(shards) = engine.driven.take() {
             engine.seats = Some(Arc::new(Seats::new(shards, Arc::clone(&engine.gauges))?));
@@ -224,6 +235,24 @@ impl Engine {
                 port.frame_capacity()
             );
         }
+        match &parts.hook {
+            None => self.spawn_on(parts, number, queue, port, heartbeat),
+            Some((maker, counters)) => {
+                let port = Hooked::new(port, maker(number), number, Arc::clone(counters));
+                self.spawn_on(parts, number, queue, port, heartbeat)
+            }
+        }
+    }
+
+    fn spawn_on<P: FrameIo + Send + 'static>(
+        &mut self,
+        parts: &Parts<'_>,
+        number: u32,
+        queue: u32,
+        port: P,
+        heartbeat: Option<Heartbeat>,
+    ) -> anyhow::Result<()> {
+        let interface = parts.interface;
         let stack = Stack::new(stack_config(parts, number, queue), shard_seed(parts.seed, number));
         let beat: Box<dyn FnMut(Instant, bool) + Send> = match heartbeat {
             Some(h) => {

@@ -54,13 +54,13 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "segment-out-full", what: "1,400 bytes sent, acknowledged", make: || segment_out(FULL) },
     Stage { name: "ring", what: "64 bytes into a shared ring and out", make: ring },
     Stage { name: "dirty-set", what: "a slot marked and harvested", make: dirty_set },
-    Stage { name: "echo", what: "the program reads and writes 1,400 bytes", make: || program(Program::echo, false) },
+    Stage { name: "echo", what: "the program reads and writes 16 KiB", make: || program(Program::echo, false) },
     Stage {
         name: "echo-in-place",
         what: "the same without a buffer of its own",
         make: || program(Program::echo, true),
     },
-    Stage { name: "look", what: "the program reads 1,400 bytes, looks at 16", make: || program(Program::look, false) },
+    Stage { name: "look", what: "the program reads 16 KiB, looks at 16 bytes", make: || program(Program::look, false) },
     Stage { name: "look-in-place", what: "the same where they lie", make: || program(Program::look, true) },
     Stage { name: "request-1", what: "a request through engine and program, 1 connection", make: || request(1) },
     Stage { name: "request-64", what: "the same, 64 connections", make: || request(64) },
@@ -70,7 +70,7 @@ pub const STAGES: &[Stage] = &[
 ];
 
 fn program(step: fn(&mut Program, bool) -> anyhow::Result<()>, in_place: bool) -> anyhow::Result<Run> {
-    let mut program = Program::new(FULL as usize)?;
+    let mut program = Program::new(16_384)?;
     Ok(Box::new(move |n| (0..n).try_for_each(|_| step(&mut program, in_place))))
 }
 

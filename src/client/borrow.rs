@@ -231,13 +231,14 @@ impl Session {
         if written == 0 {
             return Ok(());
         }
-        self.may_send(shared)?;
+        // Whether the engine lives was looked at when the room was lent.
+        crate::stream::is_open_for_sending(shared)?;
         // A full buffer is sent whatever is announced to follow: see `send`.
-        let split = self.region().tx_split(slot).ok_or(Errno::IO)?;
-        let more = more && written < crate::stream::room(shared, &split).free;
+        let fills = |split| written >= crate::stream::room(shared, &split).free;
+        let more = more && !self.region().tx_split(slot).is_none_or(fills);
         crate::stream::publish(shared, piece.position + written as u64, more);
         drop(held);
-        self.mark(shared, slot);
+        self.mark_now(shared, slot);
         Ok(())
     }
 

@@ -1,12 +1,17 @@
 //! The C API of `include/sidestep.h`, which documents it. Nothing here unwinds into C.
 #![allow(non_camel_case_types)]
 
+mod batch;
 mod border;
+mod epoll;
+mod message;
+mod options;
+#[cfg(test)]
+mod tests;
 mod zero_copy;
 
 use core::cell::Cell;
 use core::ffi::{CStr, c_char, c_int, c_void};
-use core::time::Duration;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Mutex;
 
@@ -15,11 +20,52 @@ use sidestep_shm::slot::{kind, option};
 
 use crate::borrow::Borrowed;
 use crate::net::{Client, PollEntry, Socket};
+pub use batch::{ss_io, ss_recv_many, ss_recvmmsg, ss_send_many, ss_sendmmsg};
 use border::{LAST, TEXT, bad, bytes, bytes_mut, guard, note, read_address, socket, write_address};
+pub use epoll::{ss_epoll, ss_epoll_close, ss_epoll_create, ss_epoll_ctl, ss_epoll_ctl_fd, ss_epoll_wait};
+pub use message::{ss_recvmsg, ss_sendmsg};
+pub use options::{ss_fcntl, ss_getsockopt, ss_setsockopt};
 pub use zero_copy::{ss_recv_done, ss_recv_zc, ss_send_commit, ss_send_reserve};
 
 /// `struct ss_engine`.
-pub struct ss_engine(Client);
+pub struct ss_engine {
+    /// What was started along with it; ends first.
+    owner: Option<Owner>,
+    client: Client,
+}
+
+/// An engine in this process that goes with a handle. Whoever made the handle knows what it is.
+pub type Owner = Box<dyn core::any::Any + Send + Sync>;
+
+impl ss_engine {
+    /// A handle of sockets of `client`, for C; `owner` is dropped by `ss_detach`.
+    #[must_use]
+    pub fn handle(client: Client, owner: Option<Owner>) -> *mut Self {
+        Box::into_raw(Box::new(Self { owner, client }))
+    }
+
+    /// What was given to [`Self::handle`].
+    #[must_use]
+    pub fn owner(&self) -> Option<&(dyn core::any::Any + Send + Sync)> {
+        self.owner.as_deref()
+    }
+}
+
+/// Runs what a C function does; an error is noted for `ss_errno` and `ss_strerror` and becomes -1, and a panic too. For
+/// further functions of the same API.
+pub fn run(f: impl FnOnce() -> Result<isize, (c_int, String)>) -> isize {
+    let mut noted = None;
+    let outcome = guard(|| {
+        f().map_err(|(errno, text)| {
+            noted = Some((errno, text));
+            std::io::Error::from_raw_os_error(errno)
+        })
+    });
+    if let Some((errno, text)) = noted {
+        note(errno, text);
+    }
+    outcome
+}
 
 /// `struct ss_sock`.
 pub struct ss_sock {
@@ -45,11 +91,14 @@ impl AsRef<Socket> for ss_sock {
 #[repr(C)]
 pub struct ss_pollfd {
     sock: *mut ss_sock,
+    /// A descriptor of the kernel's if `sock` is null.
+    fd: c_int,
     events: c_int,
     revents: c_int,
 }
 
 const MSG_PEEK: c_int = 0x2;
+const MSG_TRUNC: c_int = 0x20;
 const MSG_DONTWAIT: c_int = 0x40;
 const MSG_NOSIGNAL: c_int = 0x4000;
 const MSG_MORE: c_int = 0x8000;
@@ -70,7 +119,7 @@ pub unsafe extern "C" fn ss_attach(path: *const c_char) -> *mut ss_engine {
         };
         match client {
             Ok(client) => {
-                engine = Box::into_raw(Box::new(ss_engine(client)));
+                engine = ss_engine::handle(client, None);
                 Ok(0)
             }
             Err(e) => {
@@ -108,7 +157,7 @@ pub unsafe extern "C" fn ss_socket(engine: *mut ss_engine, domain: c_int, kind_o
     guard(|| {
         // SAFETY: the caller's word.
         let Some(engine) = (unsafe { engine.as_ref() }) else { return bad(Errno::INVAL) };
-        let kind = match (domain, kind_of) {
+        let kind = match (domain, kind_of & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)) {
             (2, 1) => kind::TCP4,
             (10, 1) => kind::TCP6,
             (2, 2) => kind::UDP4,
@@ -116,7 +165,9 @@ pub unsafe extern "C" fn ss_socket(engine: *mut ss_engine, domain: c_int, kind_o
             (2 | 10, _) => return bad(Errno::PROTONOSUPPORT),
             _ => return bad(Errno::AFNOSUPPORT),
         };
-        sock = ss_sock::boxed(Socket::open(&engine.0, kind)?);
+        let opened = Socket::open(&engine.client, kind)?;
+        opened.set_nonblocking(kind_of & libc::SOCK_NONBLOCK != 0);
+        sock = ss_sock::boxed(opened);
         Ok(0)
     });
     sock
@@ -174,12 +225,31 @@ pub unsafe extern "C" fn ss_listen(sock: *mut ss_sock, backlog: c_int) -> c_int 
 /// `sock` is null or open; `address` and `len` as for accept(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ss_accept(sock: *mut ss_sock, address: *mut c_void, len: *mut u32) -> *mut ss_sock {
+    // SAFETY: the caller's word.
+    unsafe { ss_accept4(sock, address, len, 0) }
+}
+
+/// See `include/sidestep.h`.
+///
+/// # Safety
+/// As [`ss_accept`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ss_accept4(
+    sock: *mut ss_sock,
+    address: *mut c_void,
+    len: *mut u32,
+    flags: c_int,
+) -> *mut ss_sock {
     let mut accepted = core::ptr::null_mut();
     guard(|| {
+        if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+            return bad(Errno::INVAL);
+        }
         // SAFETY: the caller's word.
         let (s, remote) = unsafe { socket(sock) }?.accept()?;
         // SAFETY: the caller's word.
         unsafe { write_address(remote, address, len) }?;
+        s.set_nonblocking(flags & libc::SOCK_NONBLOCK != 0);
         accepted = ss_sock::boxed(s);
         Ok(0)
     });
@@ -291,8 +361,7 @@ pub unsafe extern "C" fn ss_shutdown(sock: *mut ss_sock, how: c_int) -> c_int {
         if !(0..=2).contains(&how) {
             return bad(Errno::INVAL);
         }
-        s.session().shutdown(s.slot(), how != 1, how != 0)?;
-        Ok(0)
+        s.shutdown(how != 1, how != 0).map(|()| 0)
     }) as c_int
 }
 
@@ -309,20 +378,28 @@ pub unsafe extern "C" fn ss_poll(entries: *mut ss_pollfd, count: usize, timeout_
         // SAFETY: the caller's word.
         let entries = if count == 0 { &mut [] } else { unsafe { core::slice::from_raw_parts_mut(entries, count) } };
         let mut asked = Vec::with_capacity(count);
+        let mut kernel = Vec::new();
         for e in entries.iter() {
-            // SAFETY: the caller's word. A null entry is skipped, as poll(2) skips a negative descriptor.
-            if let Some(sock) = unsafe { e.sock.as_ref() } {
-                asked.push(PollEntry::new(sock, e.events as u32));
+            // SAFETY: the caller's word.
+            match unsafe { e.sock.as_ref() } {
+                Some(sock) => asked.push(PollEntry::new(sock, e.events as u32)),
+                None => kernel.push(libc::pollfd { fd: e.fd, events: e.events as i16, revents: 0 }),
             }
         }
-        let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
         // SAFETY: as above.
         let first = entries.iter().find_map(|e| unsafe { e.sock.as_ref() });
         let Some(first) = first else { return bad(Errno::INVAL) };
-        let ready = first.socket.client().clone().poll(&mut asked, timeout)?;
-        let mut answers = asked.iter().map(|a| a.ready as c_int);
+        let client = first.socket.client().clone();
+        let ready = if kernel.iter().any(|k| k.fd >= 0) {
+            client.poll_with(&mut asked, &mut kernel, epoll::timeout(timeout_ms))?
+        } else {
+            client.poll(&mut asked, epoll::timeout(timeout_ms))?
+        };
+        let mut sockets = asked.iter().map(|a| a.ready as c_int);
+        let mut descriptors = kernel.iter().map(|k| c_int::from(k.revents));
         for e in entries.iter_mut() {
-            e.revents = if e.sock.is_null() { 0 } else { answers.next().unwrap_or(0) };
+            let answer = if e.sock.is_null() { descriptors.next() } else { sockets.next() };
+            e.revents = answer.unwrap_or(0);
         }
         Ok(ready as isize)
     }) as c_int

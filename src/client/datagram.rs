@@ -71,17 +71,20 @@ impl Session {
         bufs: &mut [IoSliceMut<'_>],
         peek: bool,
     ) -> Result<(usize, Header), Errno> {
-        match self.receive_datagram_once(slot, bufs, peek) {
-            Err(Errno::AGAIN) if self.has_come() => self.receive_datagram_once(slot, bufs, peek),
+        let tell = |shared: &Slot| self.mark(shared, slot);
+        match self.receive_datagram_once(slot, bufs, peek, tell) {
+            Err(Errno::AGAIN) if self.has_come() => self.receive_datagram_once(slot, bufs, peek, tell),
             outcome => outcome,
         }
     }
 
-    fn receive_datagram_once(
+    /// The same; `tell` tells the engine, if it is to be told.
+    pub(crate) fn receive_datagram_once(
         &self,
         slot: u32,
         bufs: &mut [IoSliceMut<'_>],
         peek: bool,
+        tell: impl FnOnce(&Slot),
     ) -> Result<(usize, Header), Errno> {
         let shared = self.slot(slot)?;
         let ring = self.region().rx(slot).ok_or(Errno::BADF)?;
@@ -101,7 +104,7 @@ impl Session {
                 // Damage. What is queued can't be told apart any more: drop it all and go on behind it.
                 shared.rx_head.store(head + queued as u64, Ordering::Release);
                 drop(held);
-                self.mark(shared, slot);
+                tell(shared);
                 return Err(Errno::AGAIN);
             }
         };
@@ -116,7 +119,7 @@ impl Session {
             shared.rx_head.store(to, Ordering::Release);
             drop(held);
             if worth_telling(head, to, queued, ring.capacity()) {
-                self.mark(shared, slot);
+                tell(shared);
             }
         }
         Ok((done, header))
@@ -142,6 +145,17 @@ impl Session {
         bufs: &[IoSlice<'_>],
         to: Option<SocketAddr>,
         extra: &DatagramOptions,
+    ) -> Result<usize, Errno> {
+        self.send_datagram_telling(slot, bufs, (to, extra), |shared| self.mark_now(shared, slot))
+    }
+
+    /// The same; `tell` tells the engine.
+    pub(crate) fn send_datagram_telling(
+        &self,
+        slot: u32,
+        bufs: &[IoSlice<'_>],
+        (to, extra): (Option<SocketAddr>, &DatagramOptions),
+        tell: impl FnOnce(&Slot),
     ) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
         let ring = self.region().tx(slot).ok_or(Errno::BADF)?;
@@ -192,7 +206,7 @@ impl Session {
         ring.write(at, &[0; 8][..(end - at) as usize]);
         shared.tx_tail.store(end, Ordering::Release);
         drop(held);
-        self.mark_now(shared, slot);
+        tell(shared);
         Ok(len)
     }
 

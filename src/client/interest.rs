@@ -13,9 +13,14 @@
 //!
 //! The work of a call is proportional to what is in the queue, never to what is watched.
 
+use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 
 use libc::epoll_event;
+use rustix::io::Errno;
+
+use crate::readiness::POLLRDHUP;
+use crate::session::Session;
 
 const ET: u32 = libc::EPOLLET as u32;
 const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -40,6 +45,50 @@ pub struct Look {
     pub starved: u32,
     /// How often something was put on the error queue: another value means news for EPOLLERR.
     pub errors: u32,
+}
+
+impl Session {
+    /// A look at the socket in `slot`, in which `starved` writes found too little room. None: there is no such slot.
+    #[must_use]
+    pub fn look(&self, slot: u32, starved: u32) -> Option<Look> {
+        let shared = self.region().slot(slot)?;
+        let bits = self.readiness(slot);
+        // The end of the stream is news as a byte would be, and nothing comes after it.
+        let ended = u64::from(bits & POLLRDHUP != 0);
+        let position = if self.is_listening(slot) { UNKNOWN } else { shared.rx_tail.load(Ordering::Acquire) + ended };
+        Some(Look { bits, position, starved, errors: self.copies_done(slot) })
+    }
+}
+
+/// What may stand beside EPOLLEXCLUSIVE: epoll_ctl(2).
+const EXCLUSIVE_WITH: u32 = (libc::EPOLLIN
+    | libc::EPOLLOUT
+    | libc::EPOLLERR
+    | libc::EPOLLHUP
+    | libc::EPOLLWAKEUP
+    | libc::EPOLLET
+    | libc::EPOLLEXCLUSIVE) as u32;
+
+/// Checks what epoll_ctl(2) is asked to do with `event` (events and data), and what a socket is watched for already.
+///
+/// # Errors
+/// EFAULT: no event. EEXIST, ENOENT. EINVAL: no such operation, or EPOLLEXCLUSIVE where it can't be.
+pub fn check(operation: i32, event: Option<(u32, u64)>, watched_for: Option<u32>) -> Result<(), Errno> {
+    let exclusive = |events: u32| events & libc::EPOLLEXCLUSIVE as u32 != 0;
+    match (operation, event, watched_for) {
+        // Only with what a wake-up needs; one-shot and the peer's half are not among it.
+        (libc::EPOLL_CTL_ADD, Some((events, _)), _) if exclusive(events) && events & !EXCLUSIVE_WITH != 0 => {
+            Err(Errno::INVAL)
+        }
+        (libc::EPOLL_CTL_MOD, Some((events, _)), before) if exclusive(events) || before.is_some_and(exclusive) => {
+            Err(Errno::INVAL)
+        }
+        (libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD, None, _) => Err(Errno::FAULT),
+        (libc::EPOLL_CTL_ADD, _, Some(_)) => Err(Errno::EXIST),
+        (libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL, _, None) => Err(Errno::NOENT),
+        (libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL, _, _) => Ok(()),
+        _ => Err(Errno::INVAL),
+    }
 }
 
 /// One watched descriptor.
@@ -172,6 +221,24 @@ impl Interests {
         self.all[i as usize].live = false;
         self.free.push(i);
         true
+    }
+
+    /// epoll_ctl(2) on a socket of the stack's; `event` is events and data.
+    ///
+    /// # Errors
+    /// As [`check`].
+    pub fn control(&mut self, socket: u32, fd: i32, operation: i32, event: Option<(u32, u64)>) -> Result<(), Errno> {
+        check(operation, event, self.events(socket, fd))?;
+        match (operation, event) {
+            (libc::EPOLL_CTL_ADD, Some((events, data))) => self.add(socket, fd, events, data, false),
+            (libc::EPOLL_CTL_MOD, Some((events, data))) => {
+                self.change(socket, fd, events, data);
+            }
+            _ => {
+                self.remove(socket, fd);
+            }
+        }
+        Ok(())
     }
 
     /// The socket is gone: so are its interests. Returns how many there were.
@@ -379,6 +446,24 @@ mod tests {
         i.mark(0);
         assert_eq!(take(&mut i, 8, look(R, UNKNOWN)).len(), 1);
         assert_eq!(take(&mut i, 8, look(R, UNKNOWN)).len(), 0);
+    }
+
+    #[test]
+    fn control_refuses_what_epoll_ctl_refuses() {
+        let mut i = Interests::new();
+        let (add, change, delete) = (libc::EPOLL_CTL_ADD, libc::EPOLL_CTL_MOD, libc::EPOLL_CTL_DEL);
+        let exclusive = libc::EPOLLEXCLUSIVE as u32;
+        assert_eq!(i.control(1, 0, change, Some((R, 1))), Err(Errno::NOENT));
+        assert_eq!(i.control(1, 0, delete, None), Err(Errno::NOENT));
+        assert_eq!(i.control(1, 0, add, None), Err(Errno::FAULT));
+        assert_eq!(i.control(1, 0, 9, Some((R, 1))), Err(Errno::INVAL));
+        assert_eq!(i.control(1, 0, add, Some((R | exclusive | ONESHOT, 1))), Err(Errno::INVAL));
+        assert_eq!(i.control(1, 0, add, Some((R | exclusive, 1))), Ok(()));
+        assert_eq!(i.control(1, 0, change, Some((R, 1))), Err(Errno::INVAL));
+        assert_eq!(i.control(1, 0, add, Some((R, 1))), Err(Errno::EXIST));
+        assert_eq!(i.control(1, 0, delete, None), Ok(()));
+        assert_eq!((i.control(1, 0, add, Some((R, 1))), i.control(1, 0, change, Some((W, 2)))), (Ok(()), Ok(())));
+        assert_eq!(take(&mut i, 8, look(R | W, 1)), [(2, W)]);
     }
 
     #[test]

@@ -28,6 +28,7 @@
 //! others that want it meanwhile get EBUSY at once.
 
 mod address;
+pub mod batch;
 pub mod borrow;
 pub mod capi;
 mod control;
@@ -38,6 +39,7 @@ mod driver;
 mod fake;
 mod info;
 pub mod interest;
+mod mixed;
 pub mod net;
 mod options;
 mod readiness;

@@ -16,25 +16,29 @@
 //! All calls block unless `set_nonblocking` says otherwise; errors are those that Linux's calls give. Any thread may
 //! use any socket. When the engine goes away, every waiting call ends with an error. Not for use across fork.
 
+mod epoll;
 mod zero_copy;
 
 use core::net::{IpAddr, SocketAddr};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::io::Errno;
+use sidestep_shm::datagram::Header;
 use sidestep_shm::slot::{kind, option};
 use sidestep_shm::wire::{ENV_GROUP, ENV_SOCKET};
 
 use crate::control::AttachError;
 use crate::datagram::DatagramOptions;
+use crate::mixed::Mixed;
 use crate::readiness::{POLLERR, POLLHUP, POLLIN, POLLOUT};
 use crate::session::Session;
 use crate::sys::Deadline;
 use crate::waiter::{Waiter, wait, wait_for, wait_settled};
 
+pub use epoll::Epoll;
 pub use zero_copy::{Received, Reserved};
 
 /// Event queues kept for the next waiting call; more are given back to the group.
@@ -109,6 +113,41 @@ impl Client {
         Ok(entries.iter().filter(|e| e.ready != 0).count())
     }
 
+    /// The same for sockets and descriptors of the kernel at once, as struct pollfd has them; an entry of `kernel` below
+    /// 0 is skipped. Returns how many of both are ready.
+    ///
+    /// # Errors
+    /// As [`Self::poll`].
+    pub fn poll_with(
+        &self,
+        entries: &mut [PollEntry<'_>],
+        kernel: &mut [libc::pollfd],
+        timeout: Option<Duration>,
+    ) -> io::Result<usize> {
+        if entries.iter().any(|e| !Arc::ptr_eq(&e.socket.client.0, &self.0)) {
+            return Err(Errno::INVAL.into());
+        }
+        kernel.iter_mut().for_each(|one| one.revents = 0);
+        let session = self.session();
+        let deadline = timeout.map(|t| if t.is_zero() { Deadline(0) } else { Deadline::after(t) });
+        let has_kernel = kernel.iter().any(|one| one.fd >= 0);
+        let look_at = |e: &PollEntry<'_>| session.readiness(e.socket.slot) & (e.interest | POLLERR | POLLHUP);
+        self.with_waiter(|waiter| {
+            entries.iter().for_each(|e| waiter.watch(session, e.socket.slot));
+            let mut look = || {
+                waiter.harvest(session, usize::MAX, |_| ());
+                entries.iter().any(|e| look_at(e) != 0)
+            };
+            let outcome = Mixed { session, waiter, kernel, has_kernel, look: &mut look }.wait(deadline);
+            entries.iter().for_each(|e| waiter.unwatch(session, e.socket.slot));
+            outcome
+        })?;
+        entries.iter_mut().for_each(|e| e.ready = look_at(e));
+        let ready = entries.iter().filter(|e| e.ready != 0).count();
+        session.found(ready);
+        Ok(ready + kernel.iter().filter(|one| one.revents != 0).count())
+    }
+
     fn with_waiter<T>(&self, f: impl FnOnce(&Waiter) -> Result<T, Errno>) -> Result<T, Errno> {
         let idle = || self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = idle().pop();
@@ -151,6 +190,9 @@ pub struct Socket {
     /// Nanoseconds, 0 for none.
     read_timeout: AtomicU64,
     write_timeout: AtomicU64,
+    /// Calls that found too little room to write.
+    starved: epoll::Starved,
+    watchers: Mutex<Vec<Weak<epoll::Shared>>>,
 }
 
 impl Socket {
@@ -166,6 +208,8 @@ impl Socket {
             nonblocking: AtomicBool::new(false),
             read_timeout: AtomicU64::new(0),
             write_timeout: AtomicU64::new(0),
+            starved: Arc::default(),
+            watchers: Mutex::default(),
         }
     }
 
@@ -192,28 +236,75 @@ impl Socket {
         self.nonblocking.store(nonblocking, Ordering::Relaxed);
     }
 
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        self.nonblocking.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_read_timeout(&self, timeout: Option<Duration>) {
+        self.read_timeout.store(nanoseconds(timeout), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_write_timeout(&self, timeout: Option<Duration>) {
+        self.write_timeout.store(nanoseconds(timeout), Ordering::Relaxed);
+    }
+
+    pub(crate) fn read_timeout(&self) -> Option<Duration> {
+        Some(self.read_timeout.load(Ordering::Relaxed)).filter(|n| *n != 0).map(Duration::from_nanos)
+    }
+
+    pub(crate) fn write_timeout(&self) -> Option<Duration> {
+        Some(self.write_timeout.load(Ordering::Relaxed)).filter(|n| *n != 0).map(Duration::from_nanos)
+    }
+
+    /// AF_INET or AF_INET6.
+    pub(crate) fn domain(&self) -> i32 {
+        if crate::address::is_v4(self.kind()) { libc::AF_INET } else { libc::AF_INET6 }
+    }
+
+    /// A write found too little room: an edge-triggered writer is to hear of the next.
+    pub(crate) fn note_starved(&self) {
+        self.starved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Who sent a datagram.
+    pub(crate) fn sender(&self, about: &Header) -> SocketAddr {
+        crate::address::from_wire(self.kind(), about.remote, about.remote_port)
+    }
+
     /// Tries until it works, fails for another reason than EAGAIN, or the timeout has passed (EAGAIN).
     fn until_done<T>(&self, interest: u32, attempt: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
         self.attempt(interest, false, attempt)
     }
 
     /// The same; with `dont_wait` (MSG_DONTWAIT) one try.
-    fn attempt<T>(
+    fn attempt<T>(&self, interest: u32, dont_wait: bool, attempt: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
+        self.attempt_until(interest, (dont_wait, None), attempt)
+    }
+
+    /// The same with a deadline of its own besides the socket's.
+    pub(crate) fn attempt_until<T>(
         &self,
         interest: u32,
-        dont_wait: bool,
+        (dont_wait, limit): (bool, Option<Deadline>),
         mut attempt: impl FnMut() -> Result<T, Errno>,
     ) -> io::Result<T> {
-        let mut deadline = None;
+        let mut deadline = limit;
+        let mut begun = false;
         loop {
             match attempt() {
                 Err(Errno::AGAIN) if !dont_wait && !self.nonblocking.load(Ordering::Relaxed) => {}
+                Err(Errno::AGAIN) if interest == POLLOUT => {
+                    self.note_starved();
+                    return Err(Errno::AGAIN.into());
+                }
                 other => return other.map_err(Into::into),
             }
             let timeout = if interest == POLLIN { &self.read_timeout } else { &self.write_timeout };
             let timeout = timeout.load(Ordering::Relaxed);
-            if timeout != 0 && deadline.is_none() {
-                deadline = Some(Deadline::after(Duration::from_nanos(timeout)));
+            if timeout != 0 && !begun {
+                begun = true;
+                let own = Deadline::after(Duration::from_nanos(timeout));
+                deadline = Some(deadline.map_or(own, |limit| limit.min(own)));
             }
             let ready = self.client.with_waiter(|w| wait(self.session(), w, self.slot, interest, deadline, true))?;
             if ready == 0 {
@@ -223,6 +314,12 @@ impl Socket {
     }
 
     pub(crate) fn connect(&self, remote: SocketAddr) -> io::Result<()> {
+        let outcome = self.connect_and_wait(remote);
+        self.each_watcher(|epoll| epoll.poke(self.slot));
+        outcome
+    }
+
+    fn connect_and_wait(&self, remote: SocketAddr) -> io::Result<()> {
         match self.session().connect(self.slot, remote) {
             Ok(()) if self.session().is_datagram(self.slot) => {
                 self.client.with_waiter(|w| {
@@ -254,14 +351,24 @@ impl Socket {
     }
 
     pub(crate) fn send(&self, bufs: &[IoSlice<'_>], more: bool, dont_wait: bool) -> io::Result<usize> {
-        self.attempt(POLLOUT, dont_wait, || self.session().send(self.slot, bufs, more))
+        let sent = self.attempt(POLLOUT, dont_wait, || self.session().send(self.slot, bufs, more))?;
+        if sent < bufs.iter().map(|b| b.len()).sum() {
+            self.note_starved();
+        }
+        Ok(sent)
+    }
+
+    pub(crate) fn shutdown(&self, read: bool, write: bool) -> io::Result<()> {
+        let outcome = self.session().shutdown(self.slot, read, write);
+        self.each_watcher(|epoll| epoll.poke(self.slot));
+        Ok(outcome?)
     }
 
     /// Payload bytes copied, and the sender.
     pub(crate) fn receive_from(&self, buf: &mut [u8], peek: bool, dont_wait: bool) -> io::Result<(usize, SocketAddr)> {
         let bufs = &mut [IoSliceMut::new(buf)];
         let (n, header) = self.attempt(POLLIN, dont_wait, || self.session().receive_datagram(self.slot, bufs, peek))?;
-        Ok((n, crate::address::from_wire(self.kind(), header.remote, header.remote_port)))
+        Ok((n, self.sender(&header)))
     }
 
     pub(crate) fn send_to(&self, buf: &[u8], to: Option<SocketAddr>, dont_wait: bool) -> io::Result<usize> {
@@ -283,8 +390,15 @@ impl Socket {
     }
 }
 
+impl AsRef<Self> for Socket {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
+        self.each_watcher(|epoll| epoll.socket_closed(self.slot));
         self.session().close(self.slot);
     }
 }
@@ -315,11 +429,11 @@ macro_rules! common {
             }
             /// SO_RCVTIMEO: how long a read (or accept) waits; None: for ever. Then it fails with `WouldBlock`.
             pub fn set_read_timeout(&self, timeout: Option<Duration>) {
-                self.0.read_timeout.store(nanoseconds(timeout), Ordering::Relaxed);
+                self.0.set_read_timeout(timeout);
             }
             /// SO_SNDTIMEO.
             pub fn set_write_timeout(&self, timeout: Option<Duration>) {
-                self.0.write_timeout.store(nanoseconds(timeout), Ordering::Relaxed);
+                self.0.set_write_timeout(timeout);
             }
         }
 
@@ -413,7 +527,7 @@ impl TcpStream {
             std::net::Shutdown::Write => (false, true),
             std::net::Shutdown::Both => (true, true),
         };
-        Ok(self.0.session().shutdown(self.0.slot, read, write)?)
+        self.0.shutdown(read, write)
     }
 
     /// TCP_NODELAY.

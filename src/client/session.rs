@@ -559,11 +559,26 @@ impl Session {
 
     #[inline]
     fn tell(&self, slot: &Slot, number: u32, now: bool) {
+        let shard = self.note(slot, number);
+        self.ring(shard, now);
+    }
+
+    /// The first half of [`Self::mark`]: the slot is marked, and its shard, which this gives, not yet woken. The second
+    /// half, [`Self::ring`], must follow; one for any number of slots.
+    #[inline]
+    pub(crate) fn note(&self, slot: &Slot, number: u32) -> u32 {
         let claimed = slot.shard.load(Ordering::Relaxed);
         // A number beyond the shards can only be damage; the engine drops such a socket, whoever tells it.
         let shard = if claimed < self.region.geometry().shards { claimed } else { 0 };
+        if let Some(door) = self.region.door(shard) {
+            door.dirty.mark(number);
+        }
+        shard
+    }
+
+    #[inline]
+    pub(crate) fn ring(&self, shard: u32, now: bool) {
         let Some(door) = self.region.door(shard) else { return };
-        door.dirty.mark(number);
         if now
             && let Some(driver) = self.driver()
             && driver.sent(shard)

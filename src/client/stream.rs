@@ -124,13 +124,21 @@ impl Session {
     /// EAGAIN: nothing yet. ENOTCONN: not connected. Otherwise the connection's pending error (ECONNRESET, ETIMEDOUT,
     /// ECONNREFUSED, …), once, and only after what had arrived before it.
     pub fn receive(&self, slot: u32, bufs: &mut [IoSliceMut<'_>], peek: bool) -> Result<usize, Errno> {
-        match self.receive_once(slot, bufs, peek) {
-            Err(Errno::AGAIN) if self.has_come() => self.receive_once(slot, bufs, peek),
+        let tell = |shared: &Slot| self.mark(shared, slot);
+        match self.receive_once(slot, bufs, peek, tell) {
+            Err(Errno::AGAIN) if self.has_come() => self.receive_once(slot, bufs, peek, tell),
             outcome => outcome,
         }
     }
 
-    fn receive_once(&self, slot: u32, bufs: &mut [IoSliceMut<'_>], peek: bool) -> Result<usize, Errno> {
+    /// The same; `tell` tells the engine, if it is to be told.
+    pub(crate) fn receive_once(
+        &self,
+        slot: u32,
+        bufs: &mut [IoSliceMut<'_>],
+        peek: bool,
+        tell: impl FnOnce(&Slot),
+    ) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
         // Before the bytes: a connection that had ended when the ring was still empty gets no more of them.
         let mut state = shared.status.load(Ordering::Acquire);
@@ -169,7 +177,7 @@ impl Session {
         stamps::read(shared, to);
         drop(held);
         if reader_is_worth_telling(shared, &ring, (head, to), queued) {
-            self.mark(shared, slot);
+            tell(shared);
         }
         Ok(done)
     }
@@ -200,7 +208,7 @@ impl Session {
     /// EAGAIN: no room, or still connecting. EPIPE: not connected, or nothing more can be sent (SIGPIPE is the
     /// caller's business). Otherwise the connection's pending error, once.
     pub fn send(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool) -> Result<usize, Errno> {
-        self.put(slot, bufs, more, false)
+        self.send_telling(slot, bufs, (more, false), |shared| self.mark_now(shared, slot))
     }
 
     /// [`Self::send`] with MSG_EOR: if all of it was taken, no segment holds both its end and what is sent next.
@@ -208,10 +216,18 @@ impl Session {
     /// # Errors
     /// As [`Self::send`].
     pub fn send_record(&self, slot: u32, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
-        self.put(slot, bufs, false, true)
+        self.send_telling(slot, bufs, (false, true), |shared| self.mark_now(shared, slot))
     }
 
-    fn put(&self, slot: u32, bufs: &[IoSlice<'_>], more: bool, record: bool) -> Result<usize, Errno> {
+    /// Both; `tell` tells the engine.
+    #[inline]
+    pub(crate) fn send_telling(
+        &self,
+        slot: u32,
+        bufs: &[IoSlice<'_>],
+        (more, record): (bool, bool),
+        tell: impl FnOnce(&Slot),
+    ) -> Result<usize, Errno> {
         let shared = self.slot(slot)?;
         self.may_send(shared)?;
         let held = Held::take(&shared.tx_lock, self.process())?;
@@ -238,7 +254,7 @@ impl Session {
         }
         publish(shared, tail + done as u64, more);
         drop(held);
-        self.mark_now(shared, slot);
+        tell(shared);
         Ok(done)
     }
 
@@ -284,20 +300,26 @@ impl Session {
     #[inline]
     pub(crate) fn may_send(&self, shared: &Slot) -> Result<(), Errno> {
         self.bury_if_dead(shared);
-        if let Some(error) = take_error(shared) {
-            return Err(error);
-        }
-        let state = shared.status.load(Ordering::Acquire);
-        let asked = shared.request.load(Ordering::Relaxed);
-        let over = status::BROKEN | status::CLOSED | status::FINISHED | status::LISTENING;
-        if state & over != 0 || asked & (request::FINISH | request::ABORT) != 0 {
-            return Err(Errno::PIPE);
-        }
-        if state & status::CONNECTED == 0 {
-            return Err(if asked & request::CONNECT != 0 { Errno::AGAIN } else { Errno::PIPE });
-        }
-        Ok(())
+        is_open_for_sending(shared)
     }
+}
+
+/// The same of an engine that lives.
+#[inline]
+pub(crate) fn is_open_for_sending(shared: &Slot) -> Result<(), Errno> {
+    if let Some(error) = take_error(shared) {
+        return Err(error);
+    }
+    let state = shared.status.load(Ordering::Acquire);
+    let asked = shared.request.load(Ordering::Relaxed);
+    let over = status::BROKEN | status::CLOSED | status::FINISHED | status::LISTENING;
+    if state & over != 0 || asked & (request::FINISH | request::ABORT) != 0 {
+        return Err(Errno::PIPE);
+    }
+    if state & status::CONNECTED == 0 {
+        return Err(if asked & request::CONNECT != 0 { Errno::AGAIN } else { Errno::PIPE });
+    }
+    Ok(())
 }
 
 /// Sets or clears MSG_MORE's bit, before the bytes that it is about become visible.

@@ -28,7 +28,7 @@ use crate::stamps;
 use crate::sys::{Deadline, Fd, is_confined, move_high, now_ns, timespec};
 
 /// Longest sleep in one piece, in nanoseconds: then the engine's heartbeat is looked at.
-const NAP_NS: u64 = 1_000_000_000;
+pub(crate) const NAP_NS: u64 = 1_000_000_000;
 
 /// One event queue of this process: which sockets something happened to, and a descriptor that becomes readable.
 ///

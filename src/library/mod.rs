@@ -44,10 +44,13 @@ use anyhow::Context;
 use sidestep_client::net::Client;
 use sidestep_client::shm::wire::inspect as question;
 use sidestep_client::{Driver, Rest, Session};
+use sidestep_stack::Counters;
 
 use crate::config::{Config, Poll};
 use crate::control::inspect as ask;
-use crate::engine::Engine;
+use crate::engine::{Additions, Engine};
+use crate::port::PortCounters;
+use crate::port::hooked::{HookCounters, HookMaker};
 use crate::shard::Driven;
 
 pub use seats::Seats;
@@ -71,6 +74,34 @@ pub struct BeforePoll {
     pub leads: bool,
 }
 
+/// Counters of a shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    pub port: PortCounters,
+    pub stack: Counters,
+}
+
+impl Counted {
+    /// Frames, segments and datagrams that were dropped, for whatever reason.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        let s = &self.stack;
+        let stack = [
+            s.drop_not_ours,
+            s.drop_malformed,
+            s.drop_checksum,
+            s.drop_no_socket,
+            s.drop_queue_full,
+            s.drop_backlog,
+            s.drop_no_neighbor,
+            s.drop_no_route,
+            s.drop_rate_limited,
+            s.drop_fragment,
+        ];
+        stack.iter().sum::<u64>() + self.port.rx_bad + self.port.rx_ring_full
+    }
+}
+
 /// An engine in this process. Dropping it says goodbye to peers (5 s at most) and gives the device back; sessions that are
 /// left then give ENETDOWN.
 pub struct Library {
@@ -79,6 +110,7 @@ pub struct Library {
     helper: Option<JoinHandle<()>>,
     engine: Option<Engine>,
     control: String,
+    hooks: Arc<HookCounters>,
     pid: u32,
 }
 
@@ -96,7 +128,7 @@ impl Library {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_in(config: &Config, group: u128) -> anyhow::Result<Self> {
-        Self::begin(config, group, Vec::new())
+        Self::begin(config, group, Additions::default())
     }
 
     /// The same on wires that exist instead of a device: a connected Unix socket (seqpacket or datagram) for each
@@ -105,10 +137,23 @@ impl Library {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_on(config: &Config, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
-        Self::begin(config, 0, wires)
+        Self::begin(config, 0, Additions { wires, hook: None })
     }
 
-    fn begin(config: &Config, group: u128, wires: Vec<OwnedFd>) -> anyhow::Result<Self> {
+    /// The same with a hook on every frame, and on wires if the interface's backend is "pipe". `hook` makes one for
+    /// each shard, whose number it gets; see [`crate::port::hooked`].
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_hooked(config: &Config, wires: Vec<OwnedFd>, hook: HookMaker) -> anyhow::Result<Self> {
+        let counters = Arc::new(HookCounters::default());
+        let hook = Some((hook, Arc::clone(&counters)));
+        let mut library = Self::begin(config, 0, Additions { wires, hook })?;
+        library.hooks = counters;
+        Ok(library)
+    }
+
+    fn begin(config: &Config, group: u128, additions: Additions) -> anyhow::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let mut config = config.clone();
         if config.engine.control.is_none() {
@@ -122,7 +167,7 @@ impl Library {
         });
         // The program's signals are for the program's threads.
         threads::without_signals(|| {
-            let engine = Engine::start_driven(&config, wires)?;
+            let engine = Engine::start_driven(&config, additions)?;
             let seats = Arc::clone(engine.seats().context("an engine without shards")?);
             let control = engine.control().to_owned();
             let mut library = Self {
@@ -131,6 +176,7 @@ impl Library {
                 helper: None,
                 engine: Some(engine),
                 control,
+                hooks: Arc::default(),
                 pid: std::process::id(),
             };
             let helped = Arc::clone(&seats);
@@ -250,6 +296,19 @@ impl Library {
     /// As [`Self::stats`].
     pub fn latency(&self) -> anyhow::Result<String> {
         ask(&self.control, question::LATENCY)
+    }
+
+    /// What each shard counted, now. Faster than [`Self::stats`], and as numbers.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counted> {
+        let one = |n| self.with_shard(n, |s| Counted { port: s.port_counters(), stack: s.stack().counters() });
+        (0..self.shards()).filter_map(one).collect()
+    }
+
+    /// What the hook did; all 0 without one.
+    #[must_use]
+    pub fn hook_counters(&self) -> &HookCounters {
+        &self.hooks
     }
 
     /// Whether a part of the engine broke: every socket gives errors then.

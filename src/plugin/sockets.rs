@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use libc::epoll_event;
-use sidestep_client::interest::{Interests, Look, UNKNOWN};
+use sidestep_client::interest::Interests;
 use sidestep_client::shm::slot::kind;
 use sidestep_client::{DatagramOptions, Errno};
 
@@ -400,21 +399,7 @@ impl Plugin {
                 Err(errno) => return Err(errno),
             };
             let Some(Object::Epoll(interests)) = state.objects.get_mut(&epfd) else { return Err(libc::EBADF) };
-            let there = interests.watched(slot, fd).is_some();
-            match (what, event) {
-                (libc::EPOLL_CTL_DEL, _) if there => {
-                    interests.remove(slot, fd);
-                }
-                (libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD, None) => return Err(libc::EFAULT),
-                (libc::EPOLL_CTL_ADD, Some(_)) if there => return Err(libc::EEXIST),
-                (libc::EPOLL_CTL_ADD, Some((events, data))) => interests.add(slot, fd, events, data, false),
-                (libc::EPOLL_CTL_MOD, Some((events, data))) if there => {
-                    interests.change(slot, fd, events, data);
-                }
-                (libc::EPOLL_CTL_DEL | libc::EPOLL_CTL_MOD, _) => return Err(libc::ENOENT),
-                _ => return Err(libc::EINVAL),
-            }
-            Ok(0)
+            interests.control(slot, fd, what, event).map(|()| 0).map_err(raw)
         })
     }
 
@@ -451,9 +436,7 @@ impl Plugin {
                 let mut out = vec![epoll_event { events: 0, u64: 0 }; most.min(1024)];
                 let found = interests.collect(&mut out, |slot| {
                     let starved = starved.iter().find(|s| s.0 == slot)?.1;
-                    let arrived = session.region().slot(slot)?.rx_tail.load(Ordering::Acquire);
-                    let position = if session.is_listening(slot) { UNKNOWN } else { arrived };
-                    Some(Look { bits: session.readiness(slot), position, starved, errors: session.copies_done(slot) })
+                    session.look(slot, starved)
                 });
                 if found == 0 && until.is_none_or(|at| now < at) {
                     return None;

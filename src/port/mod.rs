@@ -6,6 +6,7 @@ pub mod af_packet;
 mod batch;
 pub(crate) mod busy;
 mod checksum;
+pub mod hooked;
 pub mod memory;
 pub mod none;
 pub mod pipe;

@@ -9,7 +9,7 @@ use super::apps::Kind;
 use super::idle::Sleeper;
 use super::run::{Shard, Turn};
 use crate::clock::Clock;
-use crate::port::FrameIo;
+use crate::port::{FrameIo, PortCounters};
 
 impl<P: FrameIo, C: Clock> Shard<P, C> {
     /// Reads the messages that wait, and nothing else. What they lead to (frames, news for programs) comes with the
@@ -89,6 +89,9 @@ pub trait Driven: Send {
     fn stack(&self) -> &Stack;
 
     fn stack_mut(&mut self) -> &mut Stack;
+
+    /// What its port counted.
+    fn port_counters(&self) -> PortCounters;
 }
 
 impl<P: FrameIo + Send, C: Clock + Send> Driven for Shard<P, C> {
@@ -121,6 +124,10 @@ impl<P: FrameIo + Send, C: Clock + Send> Driven for Shard<P, C> {
         if slept && let Some(sleeper) = self.apps.sleeper() {
             Sleeper::drain(sleeper);
         }
+    }
+
+    fn port_counters(&self) -> PortCounters {
+        self.port.counters()
     }
 
     fn stack(&self) -> &Stack {

@@ -13,8 +13,7 @@ impl Socket {
     /// What can be read, in place, and who sent it if it is a datagram.
     pub(crate) fn borrow_received(&self, dont_wait: bool) -> io::Result<(Borrowed, Option<SocketAddr>)> {
         let (piece, header) = self.attempt(POLLIN, dont_wait, || self.session().borrow_received(self.slot))?;
-        let from = |h: sidestep_shm::datagram::Header| crate::address::from_wire(self.kind(), h.remote, h.remote_port);
-        Ok((piece, header.map(from)))
+        Ok((piece, header.map(|h| self.sender(&h))))
     }
 
     /// Room for up to `want` bytes.

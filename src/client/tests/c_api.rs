@@ -19,7 +19,10 @@ int main(void) {
     int bad = 0;
     struct sockaddr_in any;
     struct iovec pieces[2];
-    struct ss_pollfd entry = {NULL, 1, 0};
+    struct ss_pollfd entry = {NULL, -1, 1, 0};
+    struct ss_io io = {NULL, NULL, 0, 0};
+    struct epoll_event event = {0};
+    struct msghdr message = {0};
     socklen_t len = sizeof any;
     char byte = 0;
     memset(&any, 0, sizeof any);
@@ -43,6 +46,24 @@ int main(void) {
     WANT(ss_recv(NULL, &byte, 1, 0), EBADF);
     WANT(ss_sendto(NULL, &byte, 1, 0, NULL, 0), EBADF);
     WANT(ss_recvfrom(NULL, &byte, 1, 0, NULL, NULL), EBADF);
+    if (ss_accept4(NULL, NULL, NULL, 0) != NULL || ss_errno() != EBADF)
+        bad = 1;
+    if (ss_epoll_create(NULL) != NULL || ss_errno() != EINVAL)
+        bad = 1;
+    WANT(ss_epoll_ctl(NULL, EPOLL_CTL_ADD, NULL, &event), EBADF);
+    WANT(ss_epoll_ctl_fd(NULL, EPOLL_CTL_ADD, 0, &event), EBADF);
+    WANT(ss_epoll_wait(NULL, &event, 1, 0), EBADF);
+    ss_epoll_close(NULL);
+    WANT(ss_recvmsg(NULL, &message, 0), EBADF);
+    WANT(ss_sendmsg(NULL, &message, 0), EBADF);
+    WANT(ss_recvmmsg(NULL, NULL, 1, 0, NULL), EBADF);
+    WANT(ss_sendmmsg(NULL, NULL, 1, 0), EBADF);
+    if (ss_recv_many(&io, 1) != 0 || io.result != -EBADF || ss_send_many(&io, 1) != 0 || io.result != -EBADF)
+        bad = 1;
+    WANT(ss_recv_many(NULL, 1), EFAULT);
+    WANT(ss_fcntl(NULL, 0, 0), EBADF);
+    WANT(ss_setsockopt(NULL, SOL_SOCKET, SO_KEEPALIVE, &bad, sizeof bad), EBADF);
+    WANT(ss_getsockopt(NULL, SOL_SOCKET, SO_KEEPALIVE, &bad, &len), EBADF);
     WANT(ss_recv_zc(NULL, pieces, 0, NULL, NULL), EBADF);
     WANT(ss_recv_done(NULL, 1), EBADF);
     WANT(ss_send_reserve(NULL, 1, pieces, 0), EBADF);

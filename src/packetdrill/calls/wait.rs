@@ -1,7 +1,7 @@
 //! poll() and epoll: the client's own bookkeeping of interests, with the script's clock.
 
 use libc::epoll_event;
-use sidestep_client::interest::{Interests, Look, UNKNOWN};
+use sidestep_client::interest::Interests;
 
 use super::super::script::Expression;
 use super::super::world::World;
@@ -61,23 +61,10 @@ impl Calls {
             events = field(event, "events").map_or(Ok(0), |e| number(world, e))? as u32;
             data = data_of(world, event)?.unwrap_or(0) as u64;
         }
-        let there = interests.watched(slot, fd as i32).is_some();
-        match what {
-            libc::EPOLL_CTL_ADD if there => fails(libc::EEXIST),
-            libc::EPOLL_CTL_ADD => {
-                interests.add(slot, fd as i32, events, data, false);
-                gives(0)
-            }
-            libc::EPOLL_CTL_MOD if there => {
-                interests.change(slot, fd as i32, events, data);
-                gives(0)
-            }
-            libc::EPOLL_CTL_DEL if there => {
-                interests.remove(slot, fd as i32);
-                gives(0)
-            }
-            libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL => fails(libc::ENOENT),
-            _ => fails(libc::EINVAL),
+        let event = (what != libc::EPOLL_CTL_DEL).then_some((events, data));
+        match interests.control(slot, fd as i32, what, event) {
+            Ok(()) => gives(0),
+            Err(errno) => fails(errno.raw_os_error()),
         }
     }
 
@@ -107,10 +94,7 @@ impl Calls {
         let session = &world.session;
         let found = interests.collect(&mut out, |slot| {
             let starved = sockets.iter().find(|s| s.0 == slot)?.1;
-            let shared = session.region().slot(slot)?;
-            let arrived = shared.rx_tail.load(std::sync::atomic::Ordering::Acquire);
-            let position = if session.is_listening(slot) { UNKNOWN } else { arrived };
-            Some(Look { bits: session.readiness(slot), position, starved, errors: session.copies_done(slot) })
+            session.look(slot, starved)
         });
         if found == 0 && timeout != 0 && waits(world, call, timeout) {
             return Ok(Step::Wait);

@@ -26,7 +26,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
 
 use libc::epoll_event;
-use sidestep_client::interest::{Interests, Look, UNKNOWN};
+use sidestep_client::interest::{self, Interests, Look};
 use sidestep_client::{Fd, Session};
 
 use crate::engine::{self, OwnWaiter};
@@ -40,15 +40,6 @@ static MARKS: [u8; 3] = [0; 3];
 const BELL: usize = 0;
 const KICK: usize = 1;
 const CONTROL: usize = 2;
-
-/// What may stand beside EPOLLEXCLUSIVE: epoll_ctl(2).
-const EXCLUSIVE_WITH: u32 = (libc::EPOLLIN
-    | libc::EPOLLOUT
-    | libc::EPOLLERR
-    | libc::EPOLLHUP
-    | libc::EPOLLWAKEUP
-    | libc::EPOLLET
-    | libc::EPOLLEXCLUSIVE) as u32;
 
 fn mark(which: usize) -> u64 {
     core::ptr::from_ref(&MARKS[which]) as u64
@@ -125,13 +116,7 @@ struct Held {
 fn look(session: &Session, id: u32) -> Option<Look> {
     let socket = socket::by_id(id)?;
     let slot = socket.claimed()?;
-    let shared = session.region().slot(slot)?;
-    let starved = socket.starved.load(Ordering::Relaxed);
-    let bits = session.readiness(slot);
-    // The end of the stream is news as a byte would be, and nothing comes after it.
-    let ended = u64::from(bits & sidestep_client::POLLRDHUP != 0);
-    let position = if session.is_listening(slot) { UNKNOWN } else { shared.rx_tail.load(Ordering::Acquire) + ended };
-    Some(Look { bits, position, starved, errors: session.copies_done(slot) })
+    session.look(slot, socket.starved.load(Ordering::Relaxed))
 }
 
 /// A new instance for the descriptor `fd`.
@@ -234,24 +219,10 @@ impl Epoll {
     ) -> Result<(), Errno> {
         let mut inner = lock(&self.inner);
         let watched = inner.interests.watched(socket.id, fd);
-        if let Some(event) = event
-            && operation != libc::EPOLL_CTL_DEL
-        {
-            let exclusive = |events: u32| events & libc::EPOLLEXCLUSIVE as u32 != 0;
-            let refused = match operation {
-                // Only with what a wake-up needs; one-shot and the peer's half are not among it.
-                libc::EPOLL_CTL_ADD => exclusive(event.events) && event.events & !EXCLUSIVE_WITH != 0,
-                _ => exclusive(event.events) || inner.interests.events(socket.id, fd).is_some_and(exclusive),
-            };
-            if refused {
-                return Err(Errno(libc::EINVAL));
-            }
-        }
+        let asked = event.map(|e| (e.events, e.u64));
+        interest::check(operation, asked, inner.interests.events(socket.id, fd))?;
         match (operation, watched, event) {
-            (libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD, _, None) => Err(Errno(libc::EFAULT)),
-            (libc::EPOLL_CTL_ADD, Some(_), _) => Err(Errno(libc::EEXIST)),
             (libc::EPOLL_CTL_ADD, None, Some(event)) => self.add(inner, epfd, fd, socket, event),
-            (libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL, None, _) => Err(Errno(libc::ENOENT)),
             (libc::EPOLL_CTL_MOD, Some(kernel), Some(mut event)) => {
                 if kernel {
                     real_control(epfd, libc::EPOLL_CTL_MOD, fd, &mut event)?;

@@ -21,7 +21,7 @@ fn config(address: &str) -> anyhow::Result<Config> {
     Config::parse(&text, "the example's configuration").map_err(Into::into)
 }
 
-fn main() -> anyhow::Result<()> {
+pub fn main() -> anyhow::Result<()> {
     let flags = rustix::net::SocketFlags::NONBLOCK | rustix::net::SocketFlags::CLOEXEC;
     let kind = rustix::net::SocketType::SEQPACKET;
     let (a, b): (OwnedFd, OwnedFd) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None)?;

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, bail};
@@ -51,7 +51,7 @@ pub struct Engine {
     /// Set when a shard ended although nobody asked it to.
     failed: Arc<AtomicBool>,
     /// Library mode: the shards, which others turn; until [`Seats`] has them.
-    driven: Option<Vec<Box<dyn Driven>>>,
+    driven: Option<Mutex<Vec<Box<dyn Driven>>>>,
     seats: Option<Arc<Seats>>,
 }
 
@@ -130,12 +130,13 @@ impl Engine {
             stop: Arc::new(AtomicBool::new(false)),
             owns_control: false,
             failed: Arc::new(AtomicBool::new(false)),
-            driven,
+            driven: driven.map(Mutex::new),
             seats: None,
         };
         let steering = engine.start_shards(&parts, steering, additions.wires)?.map(|s| Arc::new(Mutex::new(s)));
         engine.steering.clone_from(&steering);
         if let Some(shards) = engine.driven.take() {
+            let shards = shards.into_inner().unwrap_or_else(PoisonError::into_inner);
             engine.seats = Some(Arc::new(Seats::new(shards, Arc::clone(&engine.gauges))?));
         }
 
@@ -270,7 +271,7 @@ impl Engine {
         let mut shard = Shard::new(number, port, MonotonicClock, stack, mailboxes, notices, beat);
         shard.profile_latency(parts.latency_every);
         if let Some(driven) = &mut self.driven {
-            driven.push(Box::new(shard));
+            driven.get_mut().unwrap_or_else(PoisonError::into_inner).push(Box::new(shard));
             return Ok(());
         }
         let policy = match interface.poll {

@@ -3,6 +3,7 @@
 
 mod bench;
 mod books;
+mod capi;
 mod client;
 mod crash;
 mod flood;
@@ -46,6 +47,7 @@ pub fn cases() -> Vec<Case> {
         house::CASES,
         life::CASES,
         loopback::CASES,
+        capi::CASES,
         misuse::CASES,
         names::CASES,
         raw::CASES,

@@ -58,8 +58,18 @@ fn what_is_borrowed_stays_until_it_is_said_to_be_read() {
     let (end, _) = session.borrow_received(slot).unwrap();
     assert!(end.is_empty());
     session.return_received(slot, &end, 0).unwrap();
+}
+
+#[test]
+fn what_came_before_an_error_is_lent_before_it() {
+    let (engine, session, slot) = connected();
+    engine.deliver(slot, b"last words");
     engine.fail(slot, Errno::CONNRESET);
+    let (piece, _) = session.borrow_received(slot).unwrap();
+    assert_eq!(bytes(&piece), b"last words");
+    session.return_received(slot, &piece, 10).unwrap();
     assert_eq!(session.borrow_received(slot).unwrap_err(), Errno::CONNRESET);
+    assert!(session.borrow_received(slot).unwrap().0.is_empty());
 }
 
 #[test]

@@ -14,6 +14,10 @@ use crate::port::FrameIo;
 /// costs a shard its place in the scheduler's queue: with wrk beside it, throughput fell to a fifth.
 const TURNS_BEFORE_YIELD: u32 = 2;
 
+/// A core that is not given back within this time is wanted by others, and an idle shard that keeps asking for it is in
+/// their way: the scheduler takes the core for a busy one and puts less on it.
+const CROWDED: Duration = Duration::from_micros(5);
+
 /// How a shard waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdlePolicy {
@@ -97,7 +101,13 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
                         idle_turns = 0;
                     }
                 }
-                _ if idle_turns >= TURNS_BEFORE_YIELD => rustix::thread::sched_yield(),
+                _ if idle_turns >= TURNS_BEFORE_YIELD => {
+                    rustix::thread::sched_yield();
+                    if self.clock.now().since(now) >= CROWDED {
+                        // Looked at once more, and not beyond that.
+                        idle_since = Instant::ZERO;
+                    }
+                }
                 _ => std::hint::spin_loop(),
             }
         }

@@ -23,6 +23,10 @@ const TOLERANCE: f64 = 10.0;
 const TIMES: u64 = 20_000;
 const REQUESTS: u64 = 4_000;
 
+/// What a read or write of a kernel descriptor takes more in a program with the preload library: not a stage of the
+/// binary, but measured on `dd`.
+const KERNEL_DESCRIPTOR: &str = "kernel-descriptor";
+
 /// `cargo xtask counts`: measures, prints, and with `--update` writes the file.
 ///
 /// # Errors
@@ -115,27 +119,51 @@ fn line(stage: &str, now: f64, before: Option<f64>) -> String {
 fn stages(sidestep: &Path) -> Result<Vec<String>> {
     let output = Command::new(sidestep).args(["bench", "stage"]).output().context("list the stages")?;
     let names = String::from_utf8_lossy(&output.stdout);
-    Ok(names.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+    let names = names.lines().filter_map(|line| line.split_whitespace().next());
+    Ok(names.chain([KERNEL_DESCRIPTOR]).map(str::to_owned).collect())
 }
 
 /// Instructions for one time.
 fn measure(sidestep: &Path, stage: &str) -> Result<f64> {
     let times = if stage.starts_with("request") { REQUESTS } else { TIMES };
-    let [once, twice] = [collected(sidestep, stage, times)?, collected(sidestep, stage, 2 * times)?];
+    if stage == KERNEL_DESCRIPTOR {
+        let library = sidestep.with_file_name("libsidestep_preload.so");
+        let [bare, preloaded] = [None, Some(library.as_path())].map(|library| slope(times, |n| copied(library, n)));
+        // A byte is a read and a write.
+        return Ok(((preloaded? - bare?) / 2.0).max(0.0));
+    }
+    slope(times, |n| collected(callgrind()?.arg(sidestep).args(["bench", "stage", stage, "--count", &n.to_string()])))
+}
+
+fn slope(times: u64, collected: impl Fn(u64) -> Result<u64>) -> Result<f64> {
+    let [once, twice] = [collected(times)?, collected(2 * times)?];
     Ok(twice.saturating_sub(once) as f64 / times as f64)
 }
 
-fn collected(sidestep: &Path, stage: &str, times: u64) -> Result<u64> {
+/// `dd` reads and writes so many bytes, one at a time.
+fn copied(library: Option<&Path>, bytes: u64) -> Result<u64> {
+    let mut command = callgrind()?;
+    command.args(["dd", "if=/dev/zero", "of=/dev/null", "bs=1", "status=none"]).arg(format!("count={bytes}"));
+    if let Some(library) = library {
+        command.env("LD_PRELOAD", library);
+    }
+    collected(&mut command)
+}
+
+fn callgrind() -> Result<Command> {
     let valgrind: PathBuf = find("valgrind").context("valgrind is missing")?;
     let mut command = Command::new(valgrind);
-    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(sidestep);
-    command.args(["bench", "stage", stage, "--count", &times.to_string()]).stdin(Stdio::null());
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).stdin(Stdio::null());
+    Ok(command)
+}
+
+fn collected(command: &mut Command) -> Result<u64> {
     let output = command.output().context("start valgrind")?;
     let said = String::from_utf8_lossy(&output.stderr);
     let number = said.lines().find_map(|line| line.split_once("Collected : ")).and_then(|(_, n)| n.trim().parse().ok());
     match number {
         Some(number) if output.status.success() => Ok(number),
-        _ => bail!("valgrind on stage {stage}: {}: {}", output.status, sidestep_e2e::program::tail(&said, 12)),
+        _ => bail!("{command:?}: {}: {}", output.status, sidestep_e2e::program::tail(&said, 12)),
     }
 }
 

@@ -20,6 +20,10 @@ const MORE_ACKS: u8 = 3;
 /// stalls of Nagle's algorithm on loopback too; nothing is gained by them.
 const LOOPBACK_ACK_DELAY: Duration = Duration::from_millis(1);
 
+/// From a peer's answer that belongs to an earlier connection to the next SYN. The peer drops that connection when it
+/// hears our RST, or takes the SYN because its timestamp has moved on.
+const REPEATED_SYN: Duration = Duration::from_millis(4);
+
 impl Connection {
     /// Takes a segment of this connection.
     pub fn on_segment(&mut self, cx: &mut Context<'_>, config: &TcpConfig, segment: &Segment<'_>) {
@@ -37,6 +41,10 @@ impl Connection {
         if segment.has(ACK) && (ack <= ORIGIN || ack > self.nxt) {
             if !segment.has(RST) {
                 reply_reset(cx, &self.key, segment.ack, None);
+                if self.backoff == 0 {
+                    // As Linux: the peer has the end of an earlier connection still, and has just lost it.
+                    self.retransmit_at = self.retransmit_at.min(cx.now + REPEATED_SYN);
+                }
             }
             return;
         }

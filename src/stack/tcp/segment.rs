@@ -233,7 +233,7 @@ impl Header<'_> {
         h[14..16].copy_from_slice(&self.window.to_be_bytes());
         let (header, options) = segment[..len].split_at_mut(MIN_HEADER);
         header.copy_from_slice(&h);
-        if let (Some((value, echo)), [options @ ..]) = (self.timestamps, options)
+        if let Some((value, echo)) = self.timestamps
             && let Some(options) = options.first_chunk_mut::<TIMESTAMP_SPACE>()
             && len == MIN_HEADER + TIMESTAMP_SPACE
         {

@@ -233,12 +233,12 @@ impl Tcp {
         }
     }
 
-    /// RFC 6056: a random place to begin, then upwards. With RSS, a port whose answers come to this shard's queue; if
+    /// RFC 6056: from an unguessable place upwards. With RSS, a port whose answers come to this shard's queue; if
     /// there is none, any, because correctness doesn't rest on it.
     fn choose_port(&mut self, now: Instant, local: SocketAddr, remote: SocketAddr) -> Result<SocketAddr, Error> {
         let (first, last) = self.ephemeral_ports;
         let count = u32::from(last.saturating_sub(first)) + 1;
-        let start = (self.secrets.random.next_u64() % u64::from(count)) as u32;
+        let start = self.secrets.port_to_begin(&FlowKey::new(local, remote)) % count;
         let mut second_choice = None;
         for i in 0..count {
             #[allow(clippy::cast_possible_truncation)]

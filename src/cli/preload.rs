@@ -1,4 +1,4 @@
-//! Where the preload library is, and whether the loader will take it.
+//! Where the preload library is, and whether the loader will take it; and the library with the engine.
 
 use std::path::{Path, PathBuf};
 
@@ -7,28 +7,44 @@ use super::Failure;
 /// Names the library when it is nowhere near this command.
 const OVERRIDE: &str = "SIDESTEP_PRELOAD";
 const FILE: &str = "libsidestep_preload.so";
+/// The same for the engine as a library.
+const LIBRARY_OVERRIDE: &str = "SIDESTEP_LIBRARY_FILE";
+const LIBRARY_FILE: &str = "libsidestep.so";
 
-/// Finds the library.
+/// Finds the preload library.
 ///
 /// # Errors
 /// Where it was looked for, and what to do.
 pub fn find() -> Result<PathBuf, Failure> {
-    if let Some(path) = std::env::var_os(OVERRIDE).filter(|p| !p.is_empty()) {
+    usable(find_file(FILE, OVERRIDE)?)
+}
+
+/// Finds the library with the engine.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_library() -> Result<PathBuf, Failure> {
+    let path = find_file(LIBRARY_FILE, LIBRARY_OVERRIDE)?;
+    Ok(path.canonicalize().unwrap_or(path))
+}
+
+fn find_file(file: &str, by_name: &str) -> Result<PathBuf, Failure> {
+    if let Some(path) = std::env::var_os(by_name).filter(|p| !p.is_empty()) {
         let path = std::path::absolute(PathBuf::from(path)).unwrap_or_default();
         return if path.is_file() {
-            usable(path)
+            Ok(path)
         } else {
-            Err(Failure::usage(format!("{OVERRIDE} names {}, which is not a file", path.display())))
+            Err(Failure::usage(format!("{by_name} names {}, which is not a file", path.display())))
         };
     }
     let own = std::env::current_exe().unwrap_or_default();
-    let places = places(own.parent().unwrap_or(Path::new("/")));
+    let places = places(own.parent().unwrap_or(Path::new("/")), file);
     match places.iter().find(|p| p.is_file()) {
-        Some(path) => usable(path.clone()),
+        Some(path) => Ok(path.clone()),
         None => {
             let looked: Vec<_> = places.iter().filter_map(|p| p.parent()).map(|p| p.display().to_string()).collect();
             Err(Failure::usage(format!(
-                "{FILE} was not found in {}; build it with `cargo build --release --workspace`, or name it with {OVERRIDE}",
+                "{file} was not found in {}; build it with `cargo build --release --workspace`, or name it with {by_name}",
                 looked.join(", ")
             )))
         }
@@ -36,10 +52,10 @@ pub fn find() -> Result<PathBuf, Failure> {
 }
 
 /// Beside the command (cargo's target folder), then as installed.
-fn places(own: &Path) -> Vec<PathBuf> {
+fn places(own: &Path, file: &str) -> Vec<PathBuf> {
     let installed = ["/usr/local/lib/sidestep", "/usr/lib/sidestep"].map(PathBuf::from);
     let near = [own.to_owned(), own.join("deps"), own.join("../lib/sidestep"), own.join("../lib")];
-    near.into_iter().chain(installed).map(|folder| folder.join(FILE)).collect()
+    near.into_iter().chain(installed).map(|folder| folder.join(file)).collect()
 }
 
 /// ld.so(8) takes spaces and colons in LD_PRELOAD for separators, and offers no way to quote them.

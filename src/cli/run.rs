@@ -16,8 +16,9 @@ use rustix::process::{Pid, Signal, WaitOptions, wait};
 use sidestep::config::Config;
 use sidestep::control::inspect;
 use sidestep::engine::Engine;
+use sidestep::library::CONTROL_PREFIX;
 use sidestep_shm::wire::inspect::STATS;
-use sidestep_shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
+use sidestep_shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_LIBRARY, ENV_LIBRARY_CONFIG, ENV_SOCKET, ENV_SYSCALLS};
 
 use super::signals::{self, Signals};
 use super::{
@@ -54,6 +55,10 @@ pub struct RunArgs {
     /// Start a private engine without an interface: the program has a loopback of its own, 127.0.0.0/8 and ::1
     #[arg(long, conflicts_with_all = ["config", "attach"])]
     pub loopback: bool,
+    /// The engine is in the program itself, run by the threads that wait (library mode); by the configuration of -c, or
+    /// with --loopback
+    #[arg(long, conflicts_with = "attach")]
+    pub library: bool,
     /// Which system calls of the program are looked at: "preload", those that it makes through the C library;
     /// "dispatch", those that it makes itself as well [default: the configuration's]
     #[arg(long, value_name = "HOW", value_parser = ["preload", "dispatch"])]
@@ -82,6 +87,9 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
     let name = name.ok_or_else(|| Failure::usage("the program's name is not UTF-8"))?;
     let path = elf::find(name)?;
     let library = preload::find()?;
+    if args.library {
+        return in_program(args, &path, &library, name);
+    }
     let command = |control: &str, configured: &Configured| {
         let how = args.syscalls.as_deref().unwrap_or(&configured.syscalls);
         let mut made = command(&path, &args.program, &library, control, how == DISPATCH)?;
@@ -118,6 +126,43 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Failure> {
             supervise(engine, &signals, |control| command(control, &configured), name)
         }
     }
+}
+
+/// Becomes the program, which has the engine in it. What it starts finds that engine at the control socket.
+fn in_program(args: &RunArgs, path: &Path, library: &Path, name: &str) -> Result<ExitCode, Failure> {
+    let engine = preload::find_library()?;
+    let (config, file) = match (&args.config, args.loopback) {
+        (_, true) => (Config::loopback().context("the built-in configuration")?, OsString::new()),
+        (Some(file), _) => (load(file)?, absolute(file)?),
+        (None, _) if Path::new(DEFAULT_CONFIG).exists() => (load(Path::new(DEFAULT_CONFIG))?, DEFAULT_CONFIG.into()),
+        (None, _) => {
+            return Err(Failure::usage(format!(
+                "--library takes the program's engine from a configuration: name one with -c FILE, or write {DEFAULT_CONFIG}"
+            )));
+        }
+    };
+    // After exec the program has this process's number.
+    let own = format!("{CONTROL_PREFIX}{}-0", std::process::id());
+    let control = match &config.engine.control {
+        Some(named) => absolute_control(named)?,
+        None => own,
+    };
+    make_run_directory(&control)?;
+    let how = args.syscalls.as_deref().unwrap_or(config.programs.syscalls.name());
+    let mut command = command(path, &args.program, library, &control, how == DISPATCH)?;
+    let names: Vec<&str> = config.programs.exclude.iter().chain(&args.exclude).map(String::as_str).collect();
+    if names.is_empty() {
+        command.env_remove(ENV_EXCLUDE);
+    } else {
+        command.env(ENV_EXCLUDE, names.join(":"));
+    }
+    command.env(ENV_LIBRARY, engine).env(ENV_LIBRARY_CONFIG, file);
+    Err(not_started(name, &command.exec()))
+}
+
+fn absolute(file: &Path) -> Result<OsString, Failure> {
+    let path = std::path::absolute(file).map_err(|e| Failure::usage(format!("{}: {e}", file.display())))?;
+    Ok(path.into_os_string())
 }
 
 fn place(args: &RunArgs) -> Result<Place, Failure> {
@@ -191,7 +236,9 @@ fn command(
         .args(&program[1..])
         .env("LD_PRELOAD", preload::variable(library, before.as_deref()))
         .env(ENV_SOCKET, control)
-        .env(ENV_GROUP, format!("{:032x}", random()?));
+        .env(ENV_GROUP, format!("{:032x}", random()?))
+        // One that `run` inherited is another program's.
+        .env_remove(ENV_LIBRARY);
     if dispatch {
         command.env(ENV_SYSCALLS, DISPATCH);
     } else {

@@ -48,6 +48,7 @@ mod socket;
 mod stamps;
 mod stream;
 mod sys;
+pub mod table;
 #[cfg(test)]
 mod tests;
 mod waiter;

@@ -3,6 +3,8 @@
 //! name and needs both: the part "library mode" of `include/sidestep.h`, which documents it.
 #![allow(non_camel_case_types)]
 
+mod table;
+
 use core::ffi::{CStr, c_char, c_int, c_void};
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -102,16 +102,68 @@ impl Counted {
     }
 }
 
-/// An engine in this process. Dropping it says goodbye to peers (5 s at most) and gives the device back; sessions that are
-/// left then give ENETDOWN.
-pub struct Library {
-    session: Option<Arc<Session>>,
+/// The engine of a library, without a session.
+pub struct Core {
     seats: Arc<Seats>,
     helper: Option<JoinHandle<()>>,
     engine: Option<Engine>,
     control: String,
-    hooks: Arc<HookCounters>,
     pid: u32,
+}
+
+impl Core {
+    /// Starts an engine by `config`, without a session.
+    ///
+    /// # Errors
+    /// As [`Library::start`].
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::begin(config, Additions::default())
+    }
+
+    fn begin(config: &Config, additions: Additions) -> anyhow::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mut config = config.clone();
+        if config.engine.control.is_none() {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            config.engine.control = Some(format!("{CONTROL_PREFIX}{}-{number}", std::process::id()));
+        }
+        let spin = config.interfaces.first().map_or(Duration::ZERO, |i| match i.poll {
+            Poll::Busy => Duration::MAX,
+            Poll::Adaptive => i.spin,
+            Poll::Interrupt => Duration::ZERO,
+        });
+        // The program's signals are for the program's threads.
+        threads::without_signals(|| {
+            let engine = Engine::start_driven(&config, additions)?;
+            let seats = Arc::clone(engine.seats().context("an engine without shards")?);
+            let control = engine.control().to_owned();
+            let helped = Arc::clone(&seats);
+            let mut core = Self { seats, helper: None, engine: Some(engine), control, pid: std::process::id() };
+            let helper = std::thread::Builder::new().name("sidestep-helper".into());
+            core.helper = Some(helper.spawn(move || helper::run(&helped, spin))?);
+            Ok(core)
+        })
+    }
+
+    /// Who runs the shards.
+    #[must_use]
+    pub fn driver(&self) -> &Arc<Seats> {
+        &self.seats
+    }
+
+    fn attach(&self, group: u128) -> anyhow::Result<Session> {
+        let session = Session::attach(&self.control, group)?;
+        session.drive_with(Arc::clone(&self.seats) as Arc<dyn Driver>);
+        Ok(session)
+    }
+}
+
+/// An engine in this process. Dropping it says goodbye to peers (5 s at most) and gives the device back; sessions that
+/// are left then give ENETDOWN.
+pub struct Library {
+    session: Arc<Session>,
+    hooks: Arc<HookCounters>,
+    core: Core,
 }
 
 impl Library {
@@ -154,37 +206,8 @@ impl Library {
     }
 
     fn begin(config: &Config, group: u128, additions: Additions) -> anyhow::Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let mut config = config.clone();
-        if config.engine.control.is_none() {
-            let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            config.engine.control = Some(format!("{CONTROL_PREFIX}{}-{number}", std::process::id()));
-        }
-        let spin = config.interfaces.first().map_or(Duration::ZERO, |i| match i.poll {
-            Poll::Busy => Duration::MAX,
-            Poll::Adaptive => i.spin,
-            Poll::Interrupt => Duration::ZERO,
-        });
-        // The program's signals are for the program's threads.
-        threads::without_signals(|| {
-            let engine = Engine::start_driven(&config, additions)?;
-            let seats = Arc::clone(engine.seats().context("an engine without shards")?);
-            let control = engine.control().to_owned();
-            let mut library = Self {
-                session: None,
-                seats: Arc::clone(&seats),
-                helper: None,
-                engine: Some(engine),
-                control,
-                hooks: Arc::default(),
-                pid: std::process::id(),
-            };
-            let helped = Arc::clone(&seats);
-            let helper = std::thread::Builder::new().name("sidestep-helper".into());
-            library.helper = Some(helper.spawn(move || helper::run(&helped, spin))?);
-            library.session = Some(Arc::new(library.attach(group)?));
-            Ok(library)
-        })
+        let core = Core::begin(config, additions)?;
+        Ok(Self { session: Arc::new(core.attach(group)?), hooks: Arc::default(), core })
     }
 
     /// The same by a configuration as text.
@@ -204,12 +227,9 @@ impl Library {
     }
 
     /// This process's sockets.
-    ///
-    /// # Panics
-    /// Never: it is there from start to drop.
     #[must_use]
     pub fn session(&self) -> &Arc<Session> {
-        self.session.as_ref().expect("there until it is dropped")
+        &self.session
     }
 
     /// The same as sockets with methods of their own.
@@ -223,34 +243,32 @@ impl Library {
     /// # Errors
     /// The group is full.
     pub fn attach(&self, group: u128) -> anyhow::Result<Session> {
-        let session = Session::attach(&self.control, group)?;
-        session.drive_with(Arc::clone(&self.seats) as Arc<dyn Driver>);
-        Ok(session)
+        self.core.attach(group)
     }
 
     /// Name of the control socket, for `sidestep ss --control`.
     #[must_use]
     pub fn control(&self) -> &str {
-        &self.control
+        &self.core.control
     }
 
     /// Number of shards: one for each queue.
     #[must_use]
     pub fn shards(&self) -> usize {
-        self.seats.len()
+        self.core.seats.len()
     }
 
     /// One turn of every shard that no other thread turns now: frames in, what programs want, frames out. True:
     /// something was done. For programs with a loop of their own.
     pub fn turn(&self) -> bool {
-        self.seats.turn_all(true) == seats::Outcome::Worked
+        self.core.seats.turn_all(true) == seats::Outcome::Worked
     }
 
     /// Before a program's own poll(): has the shards make [`Self::poll_fd`] readable. None: there is work, turn first.
     /// Otherwise [`Self::after_poll`] must follow, with what this gave.
     #[must_use]
     pub fn before_poll(&self) -> Option<BeforePoll> {
-        match self.seats.prepare_sleep() {
+        match self.core.seats.prepare_sleep() {
             Rest::Work => None,
             Rest::Lead { timeout_ns, .. } => Some(BeforePoll { timeout_ns, leads: true }),
             Rest::Follow => Some(BeforePoll { timeout_ns: FOLLOW_NS, leads: false }),
@@ -260,18 +278,18 @@ impl Library {
     /// Takes back what [`Self::before_poll`] did.
     pub fn after_poll(&self, before: BeforePoll) {
         let rest = if before.leads { Rest::Lead { wake: self.poll_fd(), timeout_ns: 0 } } else { Rest::Follow };
-        self.seats.awake(&rest);
+        self.core.seats.awake(&rest);
     }
 
     /// Readable when a shard has something to do. Only to be polled.
     #[must_use]
     pub fn poll_fd(&self) -> BorrowedFd<'_> {
-        self.seats.wake()
+        self.core.seats.wake()
     }
 
     /// Calls `with` with shard `n` between two of its turns. None: no such shard.
     pub fn with_shard<R>(&self, n: usize, with: impl FnOnce(&mut dyn Driven) -> R) -> Option<R> {
-        self.seats.with(n, with)
+        self.core.seats.with(n, with)
     }
 
     /// What `sidestep stats --json` prints.
@@ -279,7 +297,7 @@ impl Library {
     /// # Errors
     /// The library is over.
     pub fn stats(&self) -> anyhow::Result<String> {
-        ask(&self.control, question::STATS)
+        ask(&self.core.control, question::STATS)
     }
 
     /// What `sidestep ss --json` prints.
@@ -287,7 +305,7 @@ impl Library {
     /// # Errors
     /// As [`Self::stats`].
     pub fn sockets(&self) -> anyhow::Result<String> {
-        ask(&self.control, question::SOCKETS)
+        ask(&self.core.control, question::SOCKETS)
     }
 
     /// What `sidestep latency --json` prints.
@@ -295,7 +313,7 @@ impl Library {
     /// # Errors
     /// As [`Self::stats`].
     pub fn latency(&self) -> anyhow::Result<String> {
-        ask(&self.control, question::LATENCY)
+        ask(&self.core.control, question::LATENCY)
     }
 
     /// What each shard counted, now. Faster than [`Self::stats`], and as numbers.
@@ -314,29 +332,34 @@ impl Library {
     /// Whether a part of the engine broke: every socket gives errors then.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.seats.is_over() || self.engine.as_ref().is_none_or(Engine::has_failed)
+        self.core.seats.is_over() || self.core.engine.as_ref().is_none_or(Engine::has_failed)
     }
 }
 
 impl Drop for Library {
     fn drop(&mut self) {
+        if self.core.pid == std::process::id() {
+            // Whoever else has it loses it all the same; the sockets that are left end as at the end of a process.
+            self.session.leave();
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
         if self.pid != std::process::id() {
             // A child of fork: the engine is the parent's, and its threads aren't here.
-            std::mem::forget((self.engine.take(), self.helper.take(), self.session.take()));
+            std::mem::forget((self.engine.take(), self.helper.take()));
             return;
-        }
-        if let Some(session) = self.session.take() {
-            // Whoever else has it loses it all the same; the sockets that are left end as at the end of a process.
-            session.leave();
         }
         if let Some(engine) = &self.engine {
             let until = sidestep_client::now_ns() + u64::try_from(FLUSH.as_nanos()).unwrap_or(u64::MAX);
-            // The control thread has to notice that the session is gone.
-            while !self.seats.is_over() && (engine.programs() > 0 || engine.open_connections() > 0) {
-                if sidestep_client::now_ns() > until {
-                    break;
-                }
-                if !self.turn() {
+            // The control thread has to notice first that the session is gone.
+            while !self.seats.is_over()
+                && (engine.programs() > 0 || engine.open_connections() > 0)
+                && sidestep_client::now_ns() < until
+            {
+                if self.seats.turn_all(true) != seats::Outcome::Worked {
                     std::thread::park_timeout(Duration::from_micros(200));
                 }
             }

@@ -29,9 +29,11 @@ const BATCH: u32 = 32;
 /// Reads that find nothing, without a turn between, until one is made: a program that never waits but asks again and
 /// again gets its frames all the same.
 const DRY: u32 = 16;
-/// Turns without work until the core is offered to others, and how often from then on. A peer may share it.
-const IDLE_BEFORE_YIELD: u32 = 16;
-const YIELD_EVERY: u32 = 8;
+/// Looks without work until the core is offered to others, and how often from then on. A peer may share it.
+const IDLE_BEFORE_YIELD: u32 = 64;
+const YIELD_EVERY: u32 = 64;
+/// So many looks share one reading of the clock, for timers: it costs as much as the look.
+const CLOCK_EVERY: u32 = 8;
 
 /// Nobody sleeps for the shards.
 const FREE: u32 = 0;
@@ -170,7 +172,23 @@ impl Seats {
             let Some(mut place) = try_lock(&seat.shard) else {
                 return if worked { Outcome::Worked } else { Outcome::Busy };
             };
-            let Some(shard) = &mut place.shard else { return Outcome::Busy };
+            let Place { shard, idle } = &mut *place;
+            let Some(shard) = shard else { return Outcome::Busy };
+            if counts {
+                seat.turns.store(seat.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            }
+            if seat.pending.load(Ordering::Relaxed) == 0
+                && !shard.has_work()
+                && !(idle.is_multiple_of(CLOCK_EVERY) && shard.is_late())
+            {
+                *idle = idle.wrapping_add(1);
+                let looks = *idle;
+                drop(place);
+                if looks >= IDLE_BEFORE_YIELD && looks.is_multiple_of(YIELD_EVERY) {
+                    sidestep_client::yield_now();
+                }
+                return if worked { Outcome::Worked } else { Outcome::Idle };
+            }
             if seat.pending.load(Ordering::Relaxed) != 0 {
                 // Before what was marked is looked at.
                 seat.pending.swap(0, Ordering::SeqCst);
@@ -183,22 +201,14 @@ impl Seats {
                 place.shard = None;
                 return Outcome::Busy;
             };
-            let idle = turn.is_idle();
-            place.idle = if idle { place.idle.saturating_add(1) } else { 0 };
-            let idle_turns = place.idle;
-            if counts {
-                seat.turns.store(seat.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-            }
+            worked |= !turn.is_idle();
+            place.idle = if turn.is_idle() { place.idle.wrapping_add(1) } else { 0 };
             drop(place);
             if seat.dry.load(Ordering::Relaxed) != 0 {
                 seat.dry.store(0, Ordering::Relaxed);
             }
-            worked |= !idle;
             if seat.pending.load(Ordering::SeqCst) != 0 {
                 continue;
-            }
-            if idle_turns >= IDLE_BEFORE_YIELD && idle_turns % YIELD_EVERY == 0 {
-                sidestep_client::yield_now();
             }
             return if worked { Outcome::Worked } else { Outcome::Idle };
         }
@@ -232,7 +242,8 @@ impl Seats {
     }
 
     /// Readable when a shard has something to do, while somebody has the seat.
-    pub(crate) fn wake(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn wake(&self) -> BorrowedFd<'_> {
         match &self.all {
             Some(all) => all.as_fd(),
             None => self.sleeping[0].as_fd(),

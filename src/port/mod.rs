@@ -26,6 +26,11 @@ pub trait FrameIo {
     /// Returns the frames queued; they leave with the next [`Self::flush`] at the latest.
     fn transmit(&mut self, budget: usize, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize;
 
+    /// False when [`Self::receive`] and [`Self::flush`] would do nothing: a look that costs less than they do.
+    fn is_due(&mut self) -> bool {
+        true
+    }
+
     /// Makes the device send what was queued, with as few system calls as the device allows.
     fn flush(&mut self);
 

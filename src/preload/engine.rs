@@ -5,10 +5,13 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, OnceLock};
 
-use sidestep_client::shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_SOCKET, ENV_SYSCALLS};
+use sidestep_client::shm::wire::{
+    DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_LIBRARY, ENV_LIBRARY_CONFIG, ENV_SOCKET, ENV_SYSCALLS,
+};
 use sidestep_client::{Deadline, Session, Waiter, now_ns};
 
 use crate::errno::Errno;
+use crate::library;
 use crate::socket::Socket;
 use crate::table::{self, lock};
 
@@ -24,6 +27,8 @@ pub struct Settings {
     pub dispatch: bool,
     /// Programs that stay on the kernel's sockets, as given.
     pub exclude: Option<String>,
+    /// Library mode: the library, and the configuration's file or nothing.
+    pub library: Option<(String, String)>,
 }
 
 static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
@@ -40,11 +45,12 @@ pub fn settings() -> Option<&'static Settings> {
             let dispatch = variable(ENV_SYSCALLS).is_some_and(|how| how == DISPATCH);
             let (group, preload) = (variable(ENV_GROUP).unwrap_or_default(), variable("LD_PRELOAD"));
             let exclude = variable(ENV_EXCLUDE);
+            let library = variable(ENV_LIBRARY).map(|l| (l, variable(ENV_LIBRARY_CONFIG).unwrap_or_default()));
             let mine = [std::env::args_os().next().map(Into::into), std::env::current_exe().ok()];
             if exclude.as_ref().is_some_and(|list| mine.iter().flatten().any(|me| is_named(list, me))) {
                 return None;
             }
-            Some(Settings { socket, group, preload, dispatch, exclude })
+            Some(Settings { socket, group, preload, dispatch, exclude, library })
         })
         .as_ref()
 }
@@ -81,7 +87,17 @@ pub fn attach() -> Result<Option<&'static Session>, Errno> {
         return Ok(Some(session));
     }
     let group = u128::from_str_radix(&settings.group, 16).unwrap_or(0);
-    match Session::attach(&settings.socket, group) {
+    let attached = Session::attach(&settings.socket, group).map_err(|error| error.to_string());
+    let attached = match (&settings.library, attached) {
+        (Some(_), Ok(session)) => {
+            library::say_guest();
+            Ok(session)
+        }
+        // Nobody has an engine there yet.
+        (Some((library, config)), Err(_)) if !*failed => library::start(library, config, settings, group),
+        (_, attached) => attached,
+    };
+    match attached {
         Ok(session) => Ok(Some(publish(session))),
         Err(error) => {
             if !*failed {
@@ -270,7 +286,7 @@ pub fn wait_settled(session: &Session, slot: u32) {
         Some(waiter) => sidestep_client::wait_settled(session, waiter, slot),
         None => {
             while !session.has_settled(slot) {
-                rustix::thread::sched_yield();
+                session.pause();
             }
         }
     });
@@ -282,6 +298,7 @@ pub fn wait_for(session: &Session, slot: u32, done: &dyn Fn() -> bool, until: De
         Some(waiter) => sidestep_client::wait_done(session, waiter, slot, done, until),
         None => {
             while !done() && now_ns() < until.0 {
+                session.turn();
                 let nap = rustix::event::Timespec { tv_sec: 0, tv_nsec: NAP_NS as _ };
                 let _ = rustix::event::poll(&mut [], Some(&nap));
             }
@@ -293,6 +310,7 @@ pub fn wait_for(session: &Session, slot: u32, done: &dyn Fn() -> bool, until: De
 fn nap(session: &Session, slot: u32, interest: u32, deadline: Option<Deadline>) -> Result<u32, sidestep_client::Errno> {
     use sidestep_client::{POLLERR, POLLHUP};
     loop {
+        session.turn();
         let bits = session.readiness(slot) & (interest | POLLERR | POLLHUP);
         if bits != 0 || deadline.is_some_and(|d| d.0 <= now_ns()) {
             return Ok(bits);

@@ -30,6 +30,7 @@ mod epoll;
 mod errno;
 pub mod exports;
 mod files;
+mod library;
 mod memory;
 mod options;
 mod poll;
@@ -59,3 +60,13 @@ extern "C" fn start() {
 // SAFETY: functions in this section are called once each by the dynamic loader, as start() may be.
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = start;
+
+/// Runs at exit() and at the end of main: the last moment at which an engine in this process can say goodbye.
+extern "C" fn end() {
+    library::finish(engine::session());
+}
+
+#[used]
+// SAFETY: functions in this section are called once each by the dynamic loader, as end() may be.
+#[unsafe(link_section = ".fini_array")]
+static END: extern "C" fn() = end;

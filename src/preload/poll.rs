@@ -8,7 +8,7 @@ use core::ffi::{c_int, c_short};
 use std::os::fd::AsRawFd;
 
 use libc::{fd_set, pollfd, sigset_t, timespec};
-use sidestep_client::{Session, Waiter, now_ns};
+use sidestep_client::{Resting, Session, Waiter, now_ns};
 
 use crate::engine;
 use crate::epoll::Epoll;
@@ -62,6 +62,7 @@ pub fn poll(
             kernel[i].fd = -1;
         }
     }
+    session.turn();
     let mut set = Set { session, fds, mine, has_kernel: kernel.iter().any(|p| p.fd >= 0), kernel };
     if set.look() > 0 || timeout_ns == Some(0) {
         return set.merge(&set.zero(), mask);
@@ -164,7 +165,7 @@ impl Set<'_> {
                 return self.merge(&self.zero(), core::ptr::null()).map(|n| n > 0);
             }
             // On few cores the engine shares this one: nothing can come before it has run.
-            sidestep_client::yield_now();
+            self.session.pause();
             if now - looked >= LOOK_EVERY_NS {
                 if self.has_kernel && self.merge(&self.zero(), core::ptr::null())? > 0 {
                     return Ok(true);
@@ -204,6 +205,7 @@ impl Set<'_> {
         }
         debug_assert_eq!(first, members);
         let outcome = loop {
+            self.session.turn();
             if let Some(waiter) = waiter {
                 waiter.harvest(self.session, usize::MAX, |_| ());
             }
@@ -216,12 +218,25 @@ impl Set<'_> {
             let mut armed = Vec::new();
             let ready = !self.epolls().into_iter().all(|e| e.arm(&mut armed))
                 || waiter.is_some_and(|w| !w.prepare_sleep(self.session));
-            let time = if ready {
+            let session = self.session;
+            let rest = (!ready).then(|| session.rest());
+            let busy = rest.as_ref().is_none_or(Resting::has_work);
+            let left = rest.as_ref().map_or(left, |rest| rest.limit(left));
+            let time = if busy {
                 self.zero()
             } else {
                 timespec { tv_sec: (left / 1_000_000_000) as _, tv_nsec: (left % 1_000_000_000) as _ }
             };
-            let found = if ready { Ok(0) } else { self.merge(&time, mask) };
+            // Last, and only for this sleep.
+            let wake = rest.as_ref().and_then(Resting::wake);
+            if let Some(wake) = wake {
+                self.kernel.push(pollfd { fd: wake.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+            }
+            let found = if busy { Ok(0) } else { self.merge(&time, mask) };
+            if wake.is_some() {
+                self.kernel.pop();
+            }
+            drop(rest);
             if let (Some(waiter), false) = (waiter, ready) {
                 waiter.awake(self.session);
             }

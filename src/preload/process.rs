@@ -15,14 +15,16 @@ use std::ffi::CString;
 use std::os::fd::{FromRawFd, RawFd};
 
 use libc::pid_t;
-use sidestep_client::shm::wire::{DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_INHERIT, ENV_SOCKET, ENV_SYSCALLS};
+use sidestep_client::shm::wire::{
+    DISPATCH, ENV_EXCLUDE, ENV_GROUP, ENV_INHERIT, ENV_LIBRARY, ENV_LIBRARY_CONFIG, ENV_SOCKET, ENV_SYSCALLS,
+};
 use sidestep_client::{Fd, ForkTicket, Session};
 
 use crate::engine::{self, Settings};
 use crate::errno::Errno;
 use crate::socket::{self, Socket};
 use crate::table::{self, Entry};
-use crate::{dispatch, epoll, files, options, real, stdio};
+use crate::{dispatch, epoll, files, library, options, real, stdio};
 
 /// Entry of the table that goes through exec: descriptor, slot, cookie of the placeholder.
 type Passed = (i32, u32, u64);
@@ -93,6 +95,7 @@ fn after_fork(in_child: bool) {
     if in_child {
         dispatch::forked_child();
         engine::next_epoch();
+        library::forked_child();
     }
     match ticket {
         Some((session, ticket)) if in_child => {
@@ -221,6 +224,10 @@ fn environment_for(
     }
     if let Some(exclude) = settings.exclude.as_ref().filter(|_| !has(ENV_EXCLUDE)) {
         add.push(format!("{ENV_EXCLUDE}={exclude}"));
+    }
+    if let Some((library, config)) = settings.library.as_ref().filter(|_| !has(ENV_LIBRARY)) {
+        add.push(format!("{ENV_LIBRARY}={library}"));
+        add.push(format!("{ENV_LIBRARY_CONFIG}={config}"));
     }
     if settings.dispatch && !has(ENV_SYSCALLS) {
         add.push(format!("{ENV_SYSCALLS}={DISPATCH}"));
@@ -493,6 +500,7 @@ mod tests {
             preload: Some("/p.so".into()),
             dispatch: true,
             exclude: None,
+            library: None,
         };
         let given: Vec<CString> =
             ["A=1", "SIDESTEP_INHERIT=1:2", "SIDESTEP_GROUP=9"].map(|s| CString::new(s).unwrap()).into();

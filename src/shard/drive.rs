@@ -67,6 +67,12 @@ pub trait Driven: Send {
     /// As [`Shard::turn`].
     fn turn(&mut self) -> Turn;
 
+    /// Whether a turn may find something to do, without the time: timers are left out.
+    fn has_work(&mut self) -> bool;
+
+    /// Whether a timer is due, or a sign of life.
+    fn is_late(&self) -> bool;
+
     /// As [`Shard::run_messages`].
     fn run_messages(&mut self);
 
@@ -97,6 +103,18 @@ pub trait Driven: Send {
 impl<P: FrameIo + Send, C: Clock + Send> Driven for Shard<P, C> {
     fn turn(&mut self) -> Turn {
         Shard::turn(self)
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.pending
+            || self.port.is_due()
+            || !self.apps.is_quiet()
+            || !self.mailboxes[self.number as usize].is_empty()
+            || self.stack.has_output()
+    }
+
+    fn is_late(&self) -> bool {
+        self.next_deadline() <= self.clock.now()
     }
 
     fn run_messages(&mut self) {

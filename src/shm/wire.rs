@@ -30,11 +30,15 @@ pub const ENV_SOCKET: &str = "SIDESTEP_SOCKET";
 pub const ENV_GROUP: &str = "SIDESTEP_GROUP";
 /// Environment, across exec only: number of the descriptor that is this process's control connection.
 pub const ENV_INHERIT: &str = "SIDESTEP_INHERIT";
-/// "dispatch": every system call of the program is watched, not only those that it makes through the C library.
+/// Environment: "dispatch": every system call of the program is watched, not only those that it makes through the C library.
 pub const ENV_SYSCALLS: &str = "SIDESTEP_SYSCALLS";
 /// Environment: names of programs that stay on the kernel's sockets, with colons between.
 pub const ENV_EXCLUDE: &str = "SIDESTEP_EXCLUDE";
-/// Its value.
+/// Environment: `libsidestep.so`. The first process that needs an engine has it in itself.
+pub const ENV_LIBRARY: &str = "SIDESTEP_LIBRARY";
+/// Environment, with [`ENV_LIBRARY`]: the configuration's file; empty for a loopback without a device.
+pub const ENV_LIBRARY_CONFIG: &str = "SIDESTEP_LIBRARY_CONFIG";
+/// Value of [`ENV_SYSCALLS`].
 pub const DISPATCH: &str = "dispatch";
 
 /// From a program or a tool to the engine.

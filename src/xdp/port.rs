@@ -370,6 +370,11 @@ impl FrameIo for XdpPort {
         }
     }
 
+    fn is_due(&mut self) -> bool {
+        // Busy polling has to ask the kernel.
+        self.options.busy_poll || self.unsent || self.rx.nb_avail(1) > 0
+    }
+
     fn can_transmit(&mut self) -> bool {
         let parts = self.parts();
         if self.room_to_send() < parts {

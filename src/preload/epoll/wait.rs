@@ -2,10 +2,10 @@
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{epoll_event, sigset_t};
-use sidestep_client::{Session, now_ns};
+use sidestep_client::{Resting, Session, now_ns};
 
 use super::{BELL, CONTROL, Epoll, Inner, KICK, Nested, look, mark};
 use crate::engine;
@@ -163,6 +163,9 @@ impl Epoll {
         loop {
             let plain = self.is_plain();
             if !plain {
+                if let Some(session) = engine::session() {
+                    session.turn();
+                }
                 let found = self.take(epfd, out, mask)?;
                 if found > 0 || timeout_ns == Some(0) {
                     return Ok(found);
@@ -199,6 +202,9 @@ impl Epoll {
         }
         let nested = inner.nested.clone();
         drop(inner);
+        if let Some(session) = engine::session() {
+            session.found(found);
+        }
         if kernel && found < out.len() {
             match kernel_events(epfd, &mut out[found..], 0, mask) {
                 Ok(more) => found = without_repeats(out, found, found + more.events, &nested),
@@ -214,10 +220,11 @@ impl Epoll {
         let Some(session) = engine::session() else { return false };
         let start = now_ns();
         let end = start.saturating_add(session.spin().as_nanos() as u64).min(deadline.unwrap_or(u64::MAX));
-        let queue = {
+        let (queue, kernel) = {
             let mut inner = lock(&self.inner);
+            let kernel = inner.kernel > 0;
             let Some(waiter) = inner.waiter.existing() else { return false };
-            waiter.queue()
+            (waiter.queue(), kernel)
         };
         let Some(shared) = session.region().event_queue(queue) else { return false };
         let mut looked = start;
@@ -230,12 +237,12 @@ impl Epoll {
                 return false;
             }
             // On few cores the engine shares this one: nothing can come before it has run.
-            sidestep_client::yield_now();
-            if now - looked >= LOOK_EVERY_NS {
+            session.pause();
+            if kernel && now - looked >= LOOK_EVERY_NS {
                 // SAFETY: the caller's epoll descriptor; only polled.
-                let kernel = unsafe { BorrowedFd::borrow_raw(epfd) };
+                let epoll = unsafe { BorrowedFd::borrow_raw(epfd) };
                 // The kernel's descriptors count too: one look at the epoll as a whole.
-                let mut fds = [rustix::event::PollFd::from_borrowed_fd(kernel, rustix::event::PollFlags::IN)];
+                let mut fds = [rustix::event::PollFd::from_borrowed_fd(epoll, rustix::event::PollFlags::IN)];
                 let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
                 if rustix::event::poll(&mut fds, Some(&zero)) == Ok(1) {
                     return false;
@@ -260,7 +267,21 @@ impl Epoll {
         }
         // Something was added to the queue by another thread before this one counted as a sleeper.
         let missed = plain != self.is_plain() || lock(&self.inner).interests.has_queued();
-        let outcome = kernel_events(epfd, out, if missed { 0 } else { nap }, mask);
+        let rest = if missed || plain { None } else { engine::session().map(Session::rest) };
+        let outcome = match &rest {
+            Some(rest) if rest.has_work() => kernel_events(epfd, out, 0, mask),
+            Some(rest) => match rest.wake() {
+                Some(wake) => {
+                    sleep_for_shards(epfd, wake, (nap, rest), mask).and_then(|()| kernel_events(epfd, out, 0, mask))
+                }
+                None => kernel_events(epfd, out, nap, mask),
+            },
+            None => kernel_events(epfd, out, if missed { 0 } else { nap }, mask),
+        };
+        if let (Some(rest), Some(session)) = (rest, engine::session()) {
+            drop(rest);
+            session.turn();
+        }
         armed.into_iter().for_each(Self::disarm);
         let events = match outcome {
             Ok(events) => events,
@@ -287,6 +308,24 @@ impl Epoll {
         }
         Ok(found)
     }
+}
+
+/// Sleeps until the instance has something, or the shards of the engine in this process have.
+fn sleep_for_shards(
+    epfd: c_int,
+    wake: BorrowedFd<'_>,
+    (ms, rest): (c_int, &Resting<'_>),
+    mask: *const sigset_t,
+) -> Result<(), Errno> {
+    let wanted = if ms < 0 { u64::MAX } else { u64::from(ms.cast_unsigned()) * 1_000_000 };
+    let ns = rest.limit(wanted);
+    let time = libc::timespec { tv_sec: (ns / 1_000_000_000) as _, tv_nsec: (ns % 1_000_000_000) as _ };
+    let time = if ns == u64::MAX { core::ptr::null() } else { &raw const time };
+    let member = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut fds = [member(epfd), member(wake.as_raw_fd())];
+    // SAFETY: the array's own length; the time lives; the mask is the program's.
+    let n = unsafe { real::ppoll(fds.as_mut_ptr(), fds.len() as _, time, mask) };
+    if n < 0 { Err(Errno(errno::get())) } else { Ok(()) }
 }
 
 /// What the kernel's epoll_wait found.

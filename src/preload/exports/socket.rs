@@ -8,13 +8,13 @@ use super::{candidate, export, guard, ours};
 use crate::address::{self, Given};
 use crate::errno::Errno;
 use crate::socket::{self, Done};
-use crate::{engine, options, real};
+use crate::{engine, library, options, real};
 
 export! {
     /// socket(2).
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
         let fd = real::socket(domain, kind, protocol);
-        if fd < 0 || engine::settings().is_none() {
+        if fd < 0 || engine::settings().is_none() || library::is_inside() {
             return fd;
         }
         guard(|| socket::opened(fd, domain, kind, protocol))

@@ -57,6 +57,15 @@ impl Nginx {
         Ok(fs::write(self.config(), text.replace("daemon off;", "daemon on;"))?)
     }
 
+    /// Makes it one process, without a master. Call before it is started.
+    ///
+    /// # Errors
+    /// When the configuration can't be written.
+    pub fn alone(&self) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        Ok(fs::write(self.config(), text.replace("daemon off;", "daemon off;\nmaster_process off;"))?)
+    }
+
     /// The folder that is served.
     #[must_use]
     pub fn files(&self) -> PathBuf {

@@ -10,6 +10,7 @@ mod flood;
 mod hostile;
 mod house;
 mod interop;
+mod library;
 mod life;
 mod loopback;
 mod misuse;
@@ -48,6 +49,7 @@ pub fn cases() -> Vec<Case> {
         life::CASES,
         loopback::CASES,
         capi::CASES,
+        library::CASES,
         misuse::CASES,
         names::CASES,
         raw::CASES,

@@ -22,7 +22,7 @@ pub struct LatencyArgs {
     /// Control socket of the engine [default: $SIDESTEP_SOCKET, else /run/sidestep/engine.sock]
     #[arg(long, value_name = "SOCKET")]
     control: Option<String>,
-    /// Only requests of this process (of those that were followed last)
+    /// Only requests of this process (of those that were followed last); of the engine in it, if it has one
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
     /// Only requests of sockets with this local or remote address, port, or both: 10.0.0.2, :80, 10.0.0.2:80
@@ -91,7 +91,8 @@ struct Shown {
 const SLOWEST: usize = 16;
 
 pub fn main(args: &LatencyArgs) -> Result<ExitCode, Failure> {
-    let control = control_or_default(args.control.clone());
+    let in_program = args.pid.filter(|_| args.control.is_none()).and_then(super::library_of);
+    let control = in_program.unwrap_or_else(|| control_or_default(args.control.clone()));
     let one_by_one = args.pid.is_some() || args.socket.is_some();
     let text = inspect(&control, if one_by_one { LATENCY_RECENT } else { LATENCY })?;
     let answer: Answer = serde_json::from_str(&text).context("read the engine's answer (another version?)")?;

@@ -56,11 +56,15 @@ Examples:
   sidestep run --attach /run/sidestep/lab.sock -- nginx
   sidestep run -c config/nic-own-address.toml -- redis-server --port 6379
   sidestep run --loopback -- python3 -m unittest      no device: a loopback of its own, any user may do it
+  sidestep run --library -c lab.toml -- redis-server  the engine in the program itself, run by the threads that wait
   sidestep run -- sh -c 'iperf3 -s & wait'            what a program starts is on Sidestep too
 
 Without -c and --attach: the engine at $SIDESTEP_SOCKET or /run/sidestep/engine.sock if one answers there, else a
 private one by /etc/sidestep/sidestep.toml. A private engine ends when the program and all that it started have
-ended. SIDESTEP_PRELOAD names the library to load if it is not found beside this command.";
+ended. SIDESTEP_PRELOAD names the library to load if it is not found beside this command.
+
+With --library the first process that opens a socket has the engine in it; what it starts are guests of that engine, and
+lose their connections when it ends. SIDESTEP_LIBRARY_FILE names libsidestep.so if it is not found beside this command.";
 
 const SIM_EXAMPLES: &str = "\
 Examples:
@@ -114,9 +118,34 @@ struct Question {
     /// Control socket of the engine [default: $SIDESTEP_SOCKET, else /run/sidestep/engine.sock]
     #[arg(long, value_name = "SOCKET")]
     control: Option<String>,
+    /// The engine in this process (library mode), if its configuration names no control socket
+    #[arg(long, value_name = "PID", conflicts_with = "control")]
+    pid: Option<u32>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+impl Question {
+    /// Control socket of the engine that is meant.
+    fn control(self) -> Result<String, Failure> {
+        match self.pid {
+            None => Ok(control_or_default(self.control)),
+            Some(pid) => library_of(pid).ok_or_else(|| {
+                Failure::usage(format!(
+                    "process {pid} has no engine with a control socket of its own; one that its configuration names is \
+                     for --control"
+                ))
+            }),
+        }
+    }
+}
+
+/// The control socket of the engine in process `pid`, if it has one: by unix(7)'s list of its namespace.
+fn library_of(pid: u32) -> Option<String> {
+    let prefix = format!("{}{pid}-", sidestep::library::CONTROL_PREFIX);
+    let list = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).ok()?;
+    list.lines().filter_map(|line| line.split_whitespace().last()).find(|n| n.starts_with(&prefix)).map(str::to_owned)
 }
 
 /// An error with the exit code that it ends in.
@@ -146,8 +175,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Up(args) => up::main(&args),
         Command::Run(args) => run::main(&args),
-        Command::Ss(q) => sockets::main(&control_or_default(q.control), q.json),
-        Command::Stats(q) => stats::main(&control_or_default(q.control), q.json),
+        Command::Ss(q) => question(q, sockets::main),
+        Command::Stats(q) => question(q, stats::main),
         Command::Packetdrill(args) => packetdrill::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Sim(args) => sim::main(&args),
@@ -158,6 +187,12 @@ pub fn main() -> ExitCode {
         eprintln!("sidestep: {}", failure.message.replace('\n', "; "));
         ExitCode::from(failure.code)
     })
+}
+
+/// Asks the engine that is meant.
+fn question(q: Question, ask: fn(&str, bool) -> Result<ExitCode, Failure>) -> Result<ExitCode, Failure> {
+    let json = q.json;
+    ask(&q.control()?, json)
 }
 
 /// Reads a configuration; a wrong one is wrong use.

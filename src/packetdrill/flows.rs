@@ -84,7 +84,7 @@ impl Flow {
 
     /// Where a number of the stack's is in its stream: what was written begins at 1.
     pub fn place_in_stream(&self, live: u32) -> u32 {
-        live.wrapping_sub(self.offset.unwrap_or(0)).wrapping_sub(self.stacks.isn)
+        live.wrapping_sub(self.offset.unwrap_or(0)).wrapping_sub(self.stacks.isn.unwrap_or(0))
     }
 
     /// A number of the script's own stream, as it is on the wire.
@@ -162,26 +162,30 @@ impl Flow {
 /// original program has it. Scripts of both kinds are about.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counting {
-    isn: u32,
+    /// None before a SYN.
+    isn: Option<u32>,
     from_zero: Option<bool>,
 }
 
 impl Counting {
     const fn from(isn: u32) -> Self {
-        Self { isn, from_zero: None }
+        Self { isn: Some(isn), from_zero: None }
     }
 
     fn learn(&mut self, number: u32) {
-        if self.from_zero.is_none() {
+        if let (None, Some(isn)) = (self.from_zero, self.isn) {
             // The first number behind a SYN is one more than its own.
             let far = |isn: u32| number.wrapping_sub(isn.wrapping_add(1)).cast_signed().unsigned_abs();
-            self.from_zero = Some(far(0) < far(self.isn));
+            self.from_zero = Some(far(0) < far(isn));
         }
     }
 
     /// What the script leaves off.
     const fn base(&self) -> u32 {
-        if let Some(true) = self.from_zero { self.isn } else { 0 }
+        match (self.from_zero, self.isn) {
+            (Some(true), Some(isn)) => isn,
+            _ => 0,
+        }
     }
 }
 

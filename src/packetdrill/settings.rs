@@ -109,6 +109,7 @@ impl Settings {
             "connect_port" => self.connect_port = value.parse().map_err(|_| wrong())?,
             "speed" | "gateway_ip" | "init_scripts" | "non_fatal" | "dry_run" | "verbose" | "debug"
             | "persistent_tun_dev" | "send_omit_free" | "wire_client_dev" | "code_command" | "code_format"
+            | "tcp_ts_ecr_scaled" | "is_anyip" | "wire_server_ip" | "wire_server_port" | "wire_server_dev"
             | "code_sockopt" | "no_cleanup" | "strict_segments" | "udp_encaps" | "ip_tun" | "packet_timeout" => {}
             "define" => {
                 let (name, value) = value.split_once('=').ok_or_else(wrong)?;

@@ -371,7 +371,7 @@ impl Stack {
         self.tcp.end_record(id, end)
     }
 
-    /// How many bytes a SYN to that server may carry (RFC 7413). None: it gave us no cookie, and one is needed.
+    /// How many bytes a SYN to that server may carry (RFC 7413), as far as the server is the bound. None: it gave us no cookie, and one is needed.
     #[must_use]
     pub fn tcp_fast_open_room(&self, server: IpAddr) -> Option<u32> {
         self.tcp.fast_open_room(server.to_canonical())

@@ -12,8 +12,10 @@ use super::arguments::{address, as_socket_has_it, field, is_null, number, pieces
 use super::sockets::expect;
 use super::{Attempt, Call, Calls, Sock, Step, fails, gives, socket};
 
-/// Bytes that a SYN carries to a server of which nothing is known: 536, less what options may take.
-const WITHOUT_COOKIE: u32 = 496;
+/// Bytes that are written before there is a connection, at most.
+const MOST_AT_ONCE: usize = 65_536;
+/// Bytes that options may take of a SYN.
+const SYN_OPTIONS: usize = 40;
 
 /// Buffers and flags of a call on bytes.
 pub(super) struct Buffers {
@@ -100,9 +102,13 @@ impl Calls {
         if (buffers.flags & libc::MSG_FASTOPEN != 0 || sock.deferred.is_some()) && !call.begun {
             return send_fast(world, sock, call, &buffers);
         }
-        if call.begun && call.done == 0 {
+        if call.begun && sock.connecting {
             // The connection that it started comes first.
             match world.session.connect_outcome(sock.slot) {
+                Ok(true) if call.done == buffers.total() => {
+                    sock.connecting = false;
+                    return gives(call.done as i64);
+                }
                 Ok(true) => sock.connecting = false,
                 Ok(false) => return Ok(Step::Wait),
                 Err(error) => return fails(error.raw_os_error()),
@@ -128,7 +134,11 @@ fn send_fast(world: &mut World, sock: &mut Sock, call: &mut Call, buffers: &Buff
         return fails(libc::EOPNOTSUPP);
     }
     if sock.connecting {
-        return fails(libc::EALREADY);
+        return match world.session.connect_outcome(sock.slot) {
+            Ok(true) => fails(libc::EISCONN),
+            Ok(false) => fails(libc::EALREADY),
+            Err(error) => fails(error.raw_os_error()),
+        };
     }
     let default = SocketAddr::new(world.settings.remote, world.settings.connect_port);
     let to = match call.syscall.name.as_str() {
@@ -139,18 +149,22 @@ fn send_fast(world: &mut World, sock: &mut Sock, call: &mut Call, buffers: &Buff
     let to = sock.deferred.unwrap_or_else(|| to.unwrap_or(default));
     let to = SocketAddr::new(as_socket_has_it(world.settings.family, sock.v6, to.ip()), to.port());
     // Without a cookie nothing is known of the server but what all take.
-    let without = world.session.option(sock.slot, option::NO_COOKIE).then_some(WITHOUT_COOKIE);
-    let room = world.fast_open_room().or(without);
+    let headers = if world.settings.remote.is_ipv4() { 40 } else { 60 };
+    let most = world.settings.mtu.saturating_sub(headers + SYN_OPTIONS) as u32;
+    let without = world.session.option(sock.slot, option::NO_COOKIE).then_some(most);
+    let room = world.fast_open_room().or(without).map(|room| room.min(most));
     let carries = room.is_some();
     if buffers.has_null() && carries {
         return fails(libc::EFAULT);
     }
-    let first = buffers.total().min(room.unwrap_or(0) as usize);
+    let waits = !sock.nonblocking && buffers.flags & libc::MSG_DONTWAIT == 0;
+    // One that waits has the rest go with the ACK, as on Linux, where that ACK waits for the writer.
+    let first = buffers.total().min(if waits { MOST_AT_ONCE } else { room.unwrap_or(0) as usize });
     let bytes: Vec<u8> = (1..=first as u32).map(|i| pattern(sock.writes.wrapping_add(i))).collect();
-    match world.session.connect_with(sock.slot, to, &[IoSlice::new(&bytes)]) {
-        Ok(_) => {}
+    let first = match world.session.connect_with(sock.slot, to, &[IoSlice::new(&bytes)]) {
+        Ok(taken) => taken,
         Err(error) => return fails(error.raw_os_error()),
-    }
+    };
     sock.deferred = None;
     sock.writes = sock.writes.wrapping_add(first as u32);
     world.settle();
@@ -160,15 +174,12 @@ fn send_fast(world: &mut World, sock: &mut Sock, call: &mut Call, buffers: &Buff
     if first > 0 && buffers.flags & libc::MSG_ZEROCOPY != 0 {
         world.session.note_copied(sock.slot);
     }
-    if sock.nonblocking || buffers.flags & libc::MSG_DONTWAIT != 0 {
+    if !waits {
         return match world.session.connect_outcome(sock.slot) {
             Ok(_) if first > 0 => gives(first as i64),
             Ok(_) => fails(libc::EINPROGRESS),
             Err(error) => fails(error.raw_os_error()),
         };
-    }
-    if first == buffers.total() && first > 0 {
-        return gives(first as i64);
     }
     call.done = first;
     call.begun = true;

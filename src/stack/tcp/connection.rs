@@ -348,6 +348,8 @@ impl Connection {
         let opening = opening_of_answer(config, setup.stream.rx_capacity, setup.options, &connection);
         connection.rx_edge = FIRST + u64::from(opening.window);
         connection.acked = FIRST;
+        // As Linux counts: a SYN-ACK is a segment too.
+        connection.delivered = 1;
         connection
     }
 

@@ -26,8 +26,6 @@ const MOST: usize = 16;
 const OURS: usize = 8;
 /// Bytes of options that a SYN may have beside its data; as Linux, whatever it has.
 const MOST_OPTIONS: u32 = 40;
-/// RFC 9293 3.7.1: what a server takes of which nothing is known.
-const LEAST_MSS: u16 = 536;
 /// Servers whose cookie is kept.
 const MOST_SERVERS: usize = 1024;
 
@@ -83,17 +81,19 @@ pub(super) struct Cookies(BTreeMap<IpAddr, Known>);
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    cookie: Cookie,
+    /// None: it wanted none.
+    cookie: Option<Cookie>,
     /// Its segment size: nothing else would tell how long the next SYN may be.
     mss: u16,
 }
 
 impl Cookies {
-    fn keep(&mut self, server: IpAddr, cookie: Cookie, mss: u16) {
+    fn keep(&mut self, server: IpAddr, cookie: Option<Cookie>, mss: u16) {
         if self.0.len() >= MOST_SERVERS && !self.0.contains_key(&server) {
             self.0.pop_first();
         }
-        self.0.insert(server, Known { cookie, mss });
+        let known = self.0.entry(server).or_insert(Known { cookie: None, mss });
+        *known = Known { cookie: cookie.or(known.cookie), mss };
     }
 }
 
@@ -199,20 +199,21 @@ impl Tcp {
             return None;
         }
         let known = self.cookies.0.get(&server);
-        let sends = match known {
-            Some(known) => Some(known.cookie),
+        let sends = match known.and_then(|known| known.cookie) {
+            Some(cookie) => Some(cookie),
             None if no_cookie || self.config.fast_open.client_without_cookie => None,
             None => Cookie::new(&[], false),
         };
         Some((Stage::Client { sends, learned: None, carried: 0 }, known.map(|k| k.mss)))
     }
 
-    /// How many bytes a SYN to that server may carry. None: it gave no cookie, and one is needed.
+    /// How many bytes a SYN to that server may carry, as far as the server is the bound. None: it gave no cookie, and one
+    /// is needed.
     pub fn fast_open_room(&self, server: IpAddr) -> Option<u32> {
         let allowed = self.config.fast_open;
-        let known = self.cookies.0.get(&server).map(|known| known.mss);
-        let mss = known.or(allowed.client_without_cookie.then_some(LEAST_MSS)).filter(|_| allowed.client)?;
-        Some(u32::from(mss).saturating_sub(MOST_OPTIONS))
+        let known = self.cookies.0.get(&server);
+        let may = allowed.client && (allowed.client_without_cookie || known.is_some_and(|k| k.cookie.is_some()));
+        may.then(|| known.map_or(u32::MAX, |known| u32::from(known.mss).saturating_sub(MOST_OPTIONS)))
     }
 
     /// After a connection has changed: one that is through its handshake needs nothing of this any more.
@@ -222,12 +223,14 @@ impl Tcp {
             return;
         }
         match connection.take_fast_open() {
-            Some(Stage::Client { learned: Some(cookie), .. }) => {
-                self.cookies.keep(connection.key.remote, cookie, connection.mss);
-            }
-            Some(Stage::Client { carried: 1.., .. }) if connection.retransmits > 0 && !connection.syn_data => {
+            Some(Stage::Client { carried: 1.., learned: None, .. })
+                if connection.retransmits > 0 && !connection.syn_data =>
+            {
                 // RFC 7413 4.1.3: something on the way swallows SYNs with data. Ask before the next one.
                 self.cookies.0.remove(&connection.key.remote);
+            }
+            Some(Stage::Client { learned, .. }) if connection.state != TcpState::Closed => {
+                self.cookies.keep(connection.key.remote, learned, connection.mss);
             }
             Some(Stage::Server { listener }) => {
                 if let Some(listener) = self.listeners.get_mut(listener) {
@@ -250,6 +253,7 @@ impl Connection {
         self.una = ORIGIN;
         self.nxt = ORIGIN;
         self.syn_due = true;
+        self.delivered = 0;
         self.rare.get_or_insert_default().fast_open = Some(Stage::Server { listener });
         // The window of a SYN is not scaled.
         self.send_edge = FIRST + u64::from(segment.window);
@@ -299,11 +303,12 @@ impl Connection {
     /// The SYN-ACK came: `ack` is its position. What the SYN carried and the server didn't take goes again
     /// (RFC 7413 4.2.1), and its cookie is kept.
     pub fn on_fast_answer(&mut self, segment: &Segment<'_>, ack: u64) {
-        let Some(Stage::Client { learned, carried, .. }) = self.fast_open_mut() else { return };
-        if let Some(cookie) = segment.fast_open.filter(|cookie| !cookie.is_request()) {
+        let Some(Stage::Client { sends, learned, carried }) = self.fast_open_mut() else { return };
+        if let Some(cookie) = segment.fast_open.filter(|cookie| !cookie.is_request() && sends.is_some()) {
             *learned = Some(cookie);
         }
-        self.syn_data = *carried > 0 && ack > FIRST;
+        // As Linux tells it: all of it, or it doesn't count.
+        self.syn_data = *carried > 0 && ack == FIRST + u64::from(*carried);
     }
 
     /// The answer to a SYN with data acknowledges up to `ack`: what it left goes again as if it had never been sent.
@@ -341,7 +346,7 @@ mod tests {
     #[test]
     fn memory_of_servers_is_bounded() {
         let mut cookies = Cookies::default();
-        let cookie = Cookie::new(&[1; 8], false).unwrap();
+        let cookie = Cookie::new(&[1; 8], false);
         for n in 0..3000_u32 {
             cookies.keep(IpAddr::from(n.to_be_bytes()), cookie, 1460);
         }

@@ -58,6 +58,15 @@ impl Connection {
         if !segment.has(SYN) {
             return;
         }
+        if let Some(timestamps) = segment.timestamps.filter(|t| self.timestamps && segment.has(ACK) && t.echo != 0) {
+            // As Linux (RFC 7323 3.2 has TSecr echo a value that was sent): the answer to another SYN, or a guess.
+            let (first, now) = (self.stalled_since, cx.now);
+            let [first, now] = [first, now].map(|at| isn::timestamp(at, self.timestamp_offset));
+            if timestamps.echo.wrapping_sub(first) > now.wrapping_sub(first) {
+                reply_reset(cx, &self.key, segment.ack, None);
+                return;
+            }
+        }
         let agreed = Agreed {
             mss: segment.mss,
             scale: segment.scale,
@@ -111,6 +120,8 @@ impl Connection {
         self.retransmit_at = NEVER;
         self.soft_error = None;
         self.changed = true;
+        // As Linux counts: a SYN is a segment too.
+        self.delivered = self.delivered.wrapping_add(1);
         cx.counters.tcp_opened_active += u64::from(!fast);
     }
 

@@ -114,8 +114,8 @@ impl Tcp {
         let mut connection = Box::new(Connection::active(&setup, &self.config, cx.now));
         if let Some((stage, mss)) = self.fast_stage(options.fast_open > 0, options.fast_open_no_cookie, remote.ip()) {
             connection.rare.get_or_insert_default().fast_open = Some(stage);
-            // What the server said last time; without, its SYN would carry little.
-            connection.mss = mss.unwrap_or(connection.mss).min(connection.announced_mss);
+            // What the server said last time, or the most that there may be (as Linux).
+            connection.mss = mss.unwrap_or(u16::MAX).min(connection.announced_mss);
         }
         // The caller has the answer already.
         connection.changed = false;

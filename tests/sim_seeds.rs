@@ -19,7 +19,7 @@ fn tcp(rng: &mut Rng) -> String {
             keys.push(format!("{key} = false"));
         }
     }
-    keys.push(format!("congestion = \"{}\"", pick(rng, &["cubic", "reno", "dctcp"])));
+    keys.push(format!("congestion = \"{}\"", pick(rng, &["cubic", "reno", "dctcp", "bbr"])));
     keys.push(format!("ecn = \"{}\"", pick(rng, &["off", "accept", "request"])));
     keys.push(format!("pacing = {}", rng.chance(0.7)));
     keys.push(format!("min_rto = \"{}ms\"", pick(rng, &[10, 50, 200])));

@@ -389,7 +389,7 @@ pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
     let s = Section::new("tcp", table, TCP_KEYS)?;
     let mut tcp = Tcp::default();
     let t = &mut tcp.stack;
-    let controls = [Congestion::Cubic, Congestion::Reno, Congestion::Dctcp].map(|c| (c.name(), c));
+    let controls = Congestion::ALL.map(|c| (c.name(), c));
     if let Some(c) = s.text("congestion", |t| choice(t, &controls))? {
         t.congestion = c;
     }

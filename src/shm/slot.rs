@@ -160,7 +160,7 @@ pub struct Slot {
 }
 
 /// Names of congestion controllers, as TCP_CONGESTION has them.
-pub const CONGESTION: [&str; 3] = ["cubic", "reno", "dctcp"];
+pub const CONGESTION: [&str; 4] = ["cubic", "reno", "dctcp", "bbr"];
 
 /// Bits of [`Slot::status`].
 pub mod status {

@@ -240,11 +240,17 @@ pub enum Congestion {
     Reno,
     /// RFC 8257, for networks of one owner whose switches mark early (ECN).
     Dctcp,
+    /// BBR, its first version (draft-cardwell-iccrg-bbr-congestion-control-00): by the path's rate and round trip, for
+    /// paths that lose without being full.
+    Bbr,
     /// One that the stack's user brings.
     Custom(&'static Algorithm),
 }
 
 impl Congestion {
+    /// The stack's own.
+    pub const ALL: [Self; 4] = [Self::Cubic, Self::Reno, Self::Dctcp, Self::Bbr];
+
     /// As TCP_CONGESTION names it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -252,6 +258,7 @@ impl Congestion {
             Self::Cubic => "cubic",
             Self::Reno => "reno",
             Self::Dctcp => "dctcp",
+            Self::Bbr => "bbr",
             Self::Custom(algorithm) => algorithm.name,
         }
     }
@@ -260,7 +267,7 @@ impl Congestion {
     #[must_use]
     pub const fn wants_marks(self) -> bool {
         match self {
-            Self::Cubic | Self::Reno => false,
+            Self::Cubic | Self::Reno | Self::Bbr => false,
             Self::Dctcp => true,
             Self::Custom(algorithm) => algorithm.wants_marks,
         }
@@ -269,7 +276,7 @@ impl Congestion {
     /// One of the stack's own by its name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        [Self::Cubic, Self::Reno, Self::Dctcp].into_iter().find(|congestion| congestion.name() == name)
+        Self::ALL.into_iter().find(|congestion| congestion.name() == name)
     }
 }
 

@@ -12,7 +12,7 @@
 //! The order of things is Linux's (`tcp_ack`), so that windows come out as its users know them.
 
 use super::Context;
-use super::congestion::{Acked, Cause, Congested};
+use super::congestion::{Acked, Cause, Congested, PathSample, Repair};
 use super::connection::{Connection, NEVER};
 use super::ecn;
 use super::isn;
@@ -51,8 +51,8 @@ impl Connection {
     /// How much may be in flight.
     pub fn allowance(&self) -> u64 {
         match self.board.phase() {
-            Phase::Reduction | Phase::Recovery => self.reduction.window.into(),
-            Phase::Open | Phase::Timeout => self.congestion.window(),
+            Phase::Reduction | Phase::Recovery if self.delivery.is_none() => self.reduction.window.into(),
+            _ => self.congestion.window(),
         }
     }
 
@@ -73,6 +73,7 @@ impl Connection {
         let twice = self.sack && !segment.sack_blocks().is_empty() && self.take_sacks(segment, ack, now, &mut arrived);
         let advanced = ack > self.una;
         let acked = ack.saturating_sub(self.una);
+        let in_flight_before = self.board.in_flight();
         let was_repairing = self.board.phase() == Phase::Recovery;
         if advanced {
             self.on_new_ack(ack, now, &mut arrived);
@@ -93,6 +94,7 @@ impl Connection {
         let duplicate = !self.sack && !advanced && len == 0 && !window_changed;
         let news = News { advanced, duplicate, marked, twice, of_original: self.answers_original(segment) };
         self.on_tail_probe_acked(now, ack, &news, arrived.sacked, window_changed || len > 0);
+        let lost_before = self.board.lost_bytes();
         let mut detected = Detected::default();
         if advanced && !marked && !twice && !self.board.is_disordered() && self.board.phase() == Phase::Open {
             // The common case.
@@ -101,6 +103,12 @@ impl Connection {
         } else {
             detected = self.react(now, &news, &mut arrived);
         }
+        if self.delivery.is_some() {
+            let lost = self.board.lost_bytes().saturating_sub(lost_before);
+            self.model_path(now, &arrived, in_flight_before, lost);
+            self.expand_send_buffer(config);
+            return;
+        }
         if was_repairing && self.board.phase() == Phase::Open {
             // What is acknowledged by the end of a recovery counts for the window, as RFC 3465 2.1 counts it, however
             // long ago it arrived. (Linux counts the last arrival only, and stays below the law at high loss.)
@@ -108,6 +116,35 @@ impl Connection {
         }
         self.adjust_window(now, &news, &arrived, detected.found, full);
         self.expand_send_buffer(config);
+    }
+
+    /// Lets a controller that models the path decide.
+    fn model_path(&mut self, now: Instant, arrived: &Arrived, in_flight_before: u64, lost: u64) {
+        let Some(delivery) = &mut self.delivery else { return };
+        let least = self.rtt.minimum().unwrap_or_default();
+        let rate = delivery.on_delivered(now, arrived.bytes, arrived.latest, least);
+        let in_flight = self.board.in_flight();
+        let seen = PathSample {
+            now,
+            rate,
+            bytes: arrived.bytes,
+            lost,
+            rtt: arrived.newest_rtt.or(arrived.sack_rtt),
+            smoothed: self.rtt.smoothed(),
+            in_flight_before,
+            in_flight,
+            repair: match self.board.phase() {
+                Phase::Open | Phase::Reduction => Repair::None,
+                Phase::Recovery => Repair::Recovery,
+                Phase::Timeout => Repair::Timeout,
+            },
+            mss: self.full_segment(),
+        };
+        if self.congestion.on_path(&seen)
+            && let Some(delivery) = &mut self.delivery
+        {
+            delivery.mark_limited(in_flight);
+        }
     }
 
     /// Looks for losses when the time for something to arrive has passed.

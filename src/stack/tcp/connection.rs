@@ -10,6 +10,7 @@ use super::assembler::Assembler;
 use super::buffer;
 use super::buffer::ReceiveBuffer;
 use super::congestion::{self, CongestionControl};
+use super::delivery::Delivery;
 use super::ecn::EcnState;
 use super::flow::FlowKey;
 use super::path::Path;
@@ -146,6 +147,8 @@ pub(super) struct Connection {
     pub stalled_since: Instant,
     pub board: Scoreboard,
     pub congestion: Box<dyn CongestionControl>,
+    /// Only where the congestion control wants it.
+    pub delivery: Option<Box<Delivery>>,
     /// How the window goes down, while it does.
     pub reduction: Reduction,
     pub usage: Usage,
@@ -279,6 +282,7 @@ impl Connection {
             last_send: now,
             stalled_since: now,
             board: Scoreboard::new(),
+            delivery: control.models_path().then(Box::default),
             congestion: control,
             reduction: Reduction::default(),
             usage: Usage::default(),
@@ -590,6 +594,7 @@ impl Connection {
             let (window, threshold) = (self.congestion.window(), self.congestion.threshold());
             self.congestion = congestion::controller(after, self.full_segment());
             self.congestion.set(window, threshold);
+            self.delivery = self.congestion.models_path().then(Box::default);
             self.ecn.exact = after.wants_marks();
             self.may_restore = false;
         }
@@ -678,7 +683,7 @@ mod tests {
     fn small_enough() {
         // With what the tables and the shard keep beside it, an idle connection must stay below 1,024 bytes: see
         // tests/memory.rs of the root package.
-        assert!(size_of::<Connection>() <= 792, "{} bytes", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 800, "{} bytes", size_of::<Connection>());
     }
 
     #[test]

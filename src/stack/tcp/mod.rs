@@ -19,6 +19,7 @@ mod assembler;
 mod buffer;
 pub mod congestion;
 mod connection;
+mod delivery;
 mod ecn;
 mod fast_open;
 mod flow;

@@ -180,6 +180,7 @@ impl Connection {
                 let fin = self.is_finish(seq + u64::from(len));
                 let (payload, sent) = self.build_data(cx, seq, len - u32::from(fin), fin, out)?;
                 let len = payload + u32::from(sent.1);
+                self.note_delivery(cx.now);
                 self.board.retransmitted(index, len, cx.now, self.tail_probe_due);
                 self.on_path_probe_lost(seq, cx.now);
                 self.retransmits = self.retransmits.saturating_add(1);
@@ -204,6 +205,7 @@ impl Connection {
                 let small = len < self.payload_room();
                 self.note_path_probe(seq, len);
                 let (len, (sent, fin)) = self.build_data(cx, seq, len, fin, out)?;
+                self.note_delivery(cx.now);
                 self.board.push(seq, len + u32::from(fin), cx.now);
                 self.nxt = seq + u64::from(len) + u64::from(fin);
                 self.forget_records();
@@ -368,6 +370,13 @@ impl Connection {
         // The low two bits are ECN's.
         let fragmentable = !self.options.mtu_discovery.dont_fragment();
         Some(Emitted { len, fragmentable, tos: self.options.tos & 0xfc, ttl: ttl(self.options.ttl) })
+    }
+
+    /// Something is about to be in flight.
+    fn note_delivery(&mut self, now: Instant) {
+        if let Some(delivery) = &mut self.delivery {
+            delivery.on_sent(now, self.board.in_flight() == 0);
+        }
     }
 
     /// Data left, for the first time or again.

@@ -11,6 +11,8 @@ use core::time::Duration;
 const PACED_FROM: Duration = Duration::from_millis(1);
 /// What may leave at once: as much as the rate gives in this time ...
 const BURST_TIME: Duration = Duration::from_millis(1);
+/// Two ticks of the wheel.
+const TICKS: Duration = Duration::from_micros(131);
 /// ... or so many segments, as the first window has; with a rate that someone has set, fewer.
 const BURST_SEGMENTS: u64 = 10;
 const BURST_SEGMENTS_LIMITED: u64 = 2;
@@ -47,6 +49,12 @@ impl Connection {
             u.most = outstanding;
             u.end = self.nxt;
         }
+        if let Some(delivery) = &mut self.delivery {
+            if !limited && self.nxt >= self.tail {
+                delivery.mark_limited(self.board.in_flight());
+            }
+            return;
+        }
         if limited {
             u.full_at = now;
             u.most_since = 0;
@@ -79,6 +87,10 @@ impl Connection {
     pub fn restart_after_idle(&mut self, now: Instant, config: &TcpConfig) {
         let timeout = self.timeout(config);
         let idle = now.since(self.last_send);
+        if self.delivery.is_some() {
+            self.congestion.on_restart(now);
+            return;
+        }
         if !config.slow_start_after_idle || idle <= timeout {
             return;
         }
@@ -121,7 +133,9 @@ impl Connection {
         let time = |bytes: u64| Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
         let segments = if limited { BURST_SEGMENTS_LIMITED } else { BURST_SEGMENTS };
         // What was not sent in time is kept up to a burst: a late timer costs nothing.
-        let credit = time(segments * u64::from(self.full_segment())).max(BURST_TIME);
+        // A controller that sets the pace means it: no more than what the timer's ticks need.
+        let least = if self.congestion.pacing_rate().is_some() { TICKS } else { BURST_TIME };
+        let credit = time(segments * u64::from(self.full_segment())).max(least);
         self.pace_at = self.pace_at.max(now - credit) + time(u64::from(len));
     }
 

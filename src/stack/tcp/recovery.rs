@@ -88,6 +88,8 @@ pub(super) struct Arrived {
     pub original: bool,
     /// Something that was sent more than once.
     pub retransmission: bool,
+    /// When that left of it which was sent last, as far as it is certain which sending arrived.
+    pub latest: Option<Instant>,
     /// How far SACKs had come before those of this acknowledgment.
     highest: Option<u64>,
 }
@@ -224,6 +226,11 @@ impl Scoreboard {
         self.retransmissions > 0
     }
 
+    /// Bytes taken for lost and not sent again yet.
+    pub const fn lost_bytes(&self) -> u64 {
+        self.lost
+    }
+
     /// Bytes that are in the network as far as we know ("pipe" of RFC 6675).
     pub fn in_flight(&self) -> u64 {
         let (Some(first), Some(last)) = (self.sent.front(), self.sent.back()) else { return 0 };
@@ -296,7 +303,7 @@ impl Scoreboard {
                     out_of_order.get_or_insert(front.seq);
                 }
             }
-            self.note_arrival(&front, now, least);
+            self.note_arrival(&front, now, least, arrived);
         }
         if let Some(seq) = out_of_order {
             self.note_reordering(seq, highest, mss);
@@ -350,7 +357,7 @@ impl Scoreboard {
                         lowest = lowest.min(sent.seq);
                     }
                 }
-                self.note_arrival(&sent, now, least);
+                self.note_arrival(&sent, now, least, arrived);
                 top = top.max(sent.end());
                 index += 1;
             }

@@ -8,14 +8,18 @@
 //!   ACK ─▶ on_delivery    every ACK, if the algorithm wants marks
 //!      ├─▶ on_ack         something new arrived, and no loss is being repaired
 //!      └─▶ on_congestion  once for each window of data; `undo` if it turns out to have been a mistake
+//!      ├─▶ on_path        every ACK that says something, if the controller models the path
+//!   on_restart            something is sent after nothing was in flight
 //!   set                   the window becomes this for another reason: a pause, a window that wasn't used
 //! ```
 
+mod bbr;
 mod cubic;
 mod dctcp;
 mod hystart;
 mod reno;
 
+pub use bbr::Bbr;
 pub use cubic::Cubic;
 pub use dctcp::Dctcp;
 pub use reno::Reno;
@@ -69,6 +73,51 @@ pub struct Congested {
     pub mss: u32,
 }
 
+/// What an acknowledgment says of the path's speed (draft-cheng-iccrg-delivery-rate-estimation).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes delivered since the connection began.
+    pub delivered: u64,
+    /// The same when that left which arrived now; a round trip ends when this passes where `delivered` was at its
+    /// start. None: it isn't certain.
+    pub prior: Option<u64>,
+    /// Delivered in a second. None: the time was too short to say.
+    pub bytes_per_second: Option<u64>,
+    /// The program had no more to send: the path may be faster.
+    pub limited: bool,
+}
+
+/// Whether losses are being repaired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    #[default]
+    None,
+    /// Found by acknowledgments.
+    Recovery,
+    /// Found by the retransmission timer.
+    Timeout,
+}
+
+/// What an acknowledgment tells a controller that models the path. Sizes are bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct PathSample {
+    pub now: Instant,
+    pub rate: Rate,
+    /// Newly known to have arrived, and to be lost.
+    pub bytes: u64,
+    pub lost: u64,
+    /// What this acknowledgment measured, if it could.
+    pub rtt: Option<Duration>,
+    /// Smoothed; zero before the first sample.
+    pub smoothed: Duration,
+    /// In the network before this acknowledgment, and now.
+    pub in_flight_before: u64,
+    pub in_flight: u64,
+    pub repair: Repair,
+    /// Bytes of a full segment.
+    pub mss: u32,
+}
+
 /// A congestion controller of one connection. All sizes are bytes.
 pub trait CongestionControl: Debug + Send {
     /// How much may be in flight.
@@ -91,6 +140,22 @@ pub trait CongestionControl: Debug + Send {
     fn on_delivery(&mut self, bytes: u64, marked: bool, una: u64, nxt: u64) {
         let _ = (bytes, marked, una, nxt);
     }
+    /// Whether it decides on every acknowledgment by a model of the path, how much is in flight while losses are repaired
+    /// included. Then [`Self::on_path`] is called in place of [`Self::on_ack`], nothing is reduced proportionally (RFC
+    /// 6937), and pauses don't shrink the window.
+    fn models_path(&self) -> bool {
+        false
+    }
+    /// What an acknowledgment says of the path. True: the controller itself holds back now, so that what leaves from here
+    /// on doesn't measure the path's speed.
+    fn on_path(&mut self, seen: &PathSample) -> bool {
+        let _ = seen;
+        false
+    }
+    /// Something is about to be sent, and nothing was in flight. Only where [`Self::models_path`].
+    fn on_restart(&mut self, now: Instant) {
+        let _ = now;
+    }
     /// Bytes per second to pace with; None: by window and round-trip time.
     fn pacing_rate(&self) -> Option<u64> {
         None
@@ -110,6 +175,7 @@ pub fn controller(congestion: Congestion, mss: u32) -> Box<dyn CongestionControl
         Congestion::Cubic => Box::new(Cubic::new(mss)),
         Congestion::Reno => Box::new(Reno::new(mss)),
         Congestion::Dctcp => Box::new(Dctcp::new(mss)),
+        Congestion::Bbr => Box::new(Bbr::new(mss)),
         Congestion::Custom(algorithm) => (algorithm.new)(mss),
     }
 }

@@ -1,7 +1,7 @@
 //! Which segments are lost: by time and the order of arrivals (RACK, RFC 8985 6.2), or without SACK by duplicate
 //! acknowledgments (RFC 6582).
 
-use super::{DUPLICATES, Detected, LOST, Phase, RETRANSMITTED, SACKED, Scoreboard, Sent};
+use super::{Arrived, DUPLICATES, Detected, LOST, Phase, RETRANSMITTED, SACKED, Scoreboard, Sent};
 use crate::Instant;
 use core::time::Duration;
 
@@ -96,12 +96,13 @@ impl Scoreboard {
     }
 
     /// RFC 8985 6.2 step 2.
-    pub(super) fn note_arrival(&mut self, sent: &Sent, now: Instant, least: Duration) {
+    pub(super) fn note_arrival(&mut self, sent: &Sent, now: Instant, least: Duration, arrived: &mut Arrived) {
         let took = now.since(sent.sent_at);
         if sent.is(RETRANSMITTED) && took < least {
             // An earlier transmission arrived, not this one.
             return;
         }
+        arrived.latest = arrived.latest.max(Some(sent.sent_at));
         self.newest_nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.newest = self.newest.max((sent.sent_at, sent.end()));
     }

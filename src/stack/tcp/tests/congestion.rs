@@ -276,7 +276,7 @@ fn a_controller_of_ones_own_and_a_change_of_it() {
     assert_eq!(net.info(CLIENT, client).cwnd, 3 * 1448);
     net.run_until(|net| net.ends[SERVER].programs.sockets[&server].received.len() == 100_000);
     assert!(net.info(CLIENT, client).cwnd > 4 * 1448, "Reno's growth");
-    assert_eq!(Congestion::by_name("bbr"), None);
+    assert_eq!(Congestion::by_name("vegas"), None);
 }
 
 #[test]

@@ -69,6 +69,8 @@ pub struct Interface {
     pub attach: AttachMode,
     pub zero_copy: ZeroCopy,
     pub busy_poll: bool,
+    /// See [`crate::xdp::XdpOptions::large_sends`].
+    pub large_sends: bool,
     pub rings: Rings,
 }
 

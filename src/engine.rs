@@ -443,6 +443,7 @@ fn xdp_options(interface: &Interface) -> XdpOptions {
         zero_copy: interface.zero_copy,
         busy_poll: interface.busy_poll,
         need_wakeup: true,
+        large_sends: interface.large_sends,
     }
 }
 

@@ -45,6 +45,7 @@ const INTERFACE_KEYS: &[&str] = &[
     "attach",
     "zero_copy",
     "busy_poll",
+    "large_sends",
     "rings",
 ];
 const RING_KEYS: &[&str] = &["fill", "rx", "tx", "completion", "frames", "frame_bytes"];
@@ -224,6 +225,7 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
         choice(t, &[("auto", ZeroCopy::Auto), ("require", ZeroCopy::Require), ("never", ZeroCopy::Never)])
     })?;
     let busy_poll = s.boolean("busy_poll")?.unwrap_or(false);
+    let large_sends = s.boolean("large_sends")?.unwrap_or(true);
     let rings = rings(&s)?;
     Ok(Interface {
         name,
@@ -243,6 +245,7 @@ fn interface(table: &Spanned<DeTable<'_>>) -> Result<Interface, Problem> {
         attach: attach.unwrap_or(AttachMode::Auto),
         zero_copy: zero_copy.unwrap_or(ZeroCopy::Auto),
         busy_poll,
+        large_sends,
         rings,
     })
 }

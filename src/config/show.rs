@@ -127,6 +127,7 @@ fn interface(line: &mut dyn FnMut(&str, &dyn Display), i: &Interface) {
     };
     line("zero_copy", &quoted(zero_copy));
     line("busy_poll", &i.busy_poll);
+    line("large_sends", &i.large_sends);
     let r = &i.rings;
     let (fill, rx, tx, completion, frames, bytes) = (r.fill, r.rx, r.tx, r.completion, r.frames, r.frame_bytes);
     let sizes = format!("fill = {fill}, rx = {rx}, tx = {tx}, completion = {completion}");

@@ -15,6 +15,8 @@ pub mod tap;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use sidestep_stack::Large;
+
 /// A source and sink of Ethernet frames, owned by one shard.
 pub trait FrameIo {
     /// Hands at most `budget` received frames to `handle`, oldest first, and returns how many. Never blocks. The slice
@@ -29,6 +31,18 @@ pub trait FrameIo {
     /// False when [`Self::receive`] and [`Self::flush`] would do nothing: a look that costs less than they do.
     fn is_due(&mut self) -> bool {
         true
+    }
+
+    /// Bytes of the largest packet that the device would now cut into frames itself; 0: none.
+    fn large_capacity(&self) -> usize {
+        0
+    }
+
+    /// Sends one packet of at most [`Self::large_capacity`] bytes, which `fill` writes. Returns the frames that it
+    /// becomes, 0 without any. It leaves before what a later [`Self::flush`] sends.
+    fn transmit_large(&mut self, fill: impl FnOnce(&mut [u8]) -> Option<Large>) -> usize {
+        let _ = fill;
+        0
     }
 
     /// Makes the device send what was queued, with as few system calls as the device allows.

@@ -209,20 +209,53 @@ impl<P: FrameIo, C: Clock> Shard<P, C> {
             self.port.flush();
             return 0;
         }
-        let (stack, apps, clock) = (&mut self.stack, &mut self.apps, &self.clock);
-        let sent = self.port.transmit(TX_BUDGET, |buffer| {
-            let length = stack.poll_frame(now, buffer, apps);
-            if apps.latency.owes_built() {
-                apps.latency.stamp_built(clock.now());
+        let mut sent = 0;
+        // Bulk in large packets where the device cuts them, the rest frame by frame, by turns as it comes.
+        while sent < TX_BUDGET {
+            let before = sent;
+            sent += self.send_large(now, TX_BUDGET - sent);
+            let large = self.port.large_capacity();
+            let (stack, apps, clock) = (&mut self.stack, &mut self.apps, &self.clock);
+            sent += self.port.transmit(TX_BUDGET - sent.min(TX_BUDGET), |buffer| {
+                if large > 0 && stack.has_large(now, large) {
+                    return None;
+                }
+                let length = stack.poll_frame(now, buffer, apps);
+                if apps.latency.owes_built() {
+                    apps.latency.stamp_built(clock.now());
+                }
+                length
+            });
+            if large == 0 || sent == before || !self.stack.has_output() {
+                break;
             }
-            length
-        });
+        }
         if self.apps.latency.owes_sent() {
             let queued = self.clock.now();
             self.port.flush();
             self.apps.latency.stamp_sent(queued, self.clock.now());
         } else {
             self.port.flush();
+        }
+        sent
+    }
+
+    /// Packets that the device cuts into frames; how many those are.
+    fn send_large(&mut self, now: Instant, budget: usize) -> usize {
+        let mut sent = 0;
+        while sent < budget && self.port.large_capacity() > 0 {
+            let (stack, apps, clock) = (&mut self.stack, &mut self.apps, &self.clock);
+            let frames = self.port.transmit_large(|buffer| {
+                let large = stack.poll_large(now, buffer, apps);
+                if apps.latency.owes_built() {
+                    apps.latency.stamp_built(clock.now());
+                }
+                large
+            });
+            if frames == 0 {
+                break;
+            }
+            sent += frames;
         }
         sent
     }

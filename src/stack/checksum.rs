@@ -42,6 +42,15 @@ pub(crate) const fn finish(sum: u64) -> u16 {
 /// The checksum of a packet of TCP's kind: with the pseudo-header of RFC 9293 3.1 and RFC 8200 8.1, its own field counted
 /// as it stands.
 pub(crate) fn transport(source: IpAddr, destination: IpAddr, protocol: u8, packet: &[u8]) -> u16 {
+    finish(add(sum(packet), pseudo(source, destination, protocol, packet.len())))
+}
+
+/// The pseudo-header's own sum, not complemented: what a device that makes checksums finds in the field.
+pub(crate) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u16 {
+    !finish(pseudo(source, destination, protocol, len))
+}
+
+fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u64 {
     let addresses = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             u64::from(u32::from_ne_bytes(source.octets())) + u64::from(u32::from_ne_bytes(destination.octets()))
@@ -52,8 +61,8 @@ pub(crate) fn transport(source: IpAddr, destination: IpAddr, protocol: u8, packe
         }),
     };
     #[allow(clippy::cast_possible_truncation, reason = "packets are shorter than 64 KiB")]
-    let rest = u32::from_ne_bytes((packet.len() as u32 + u32::from(protocol)).to_be_bytes());
-    finish(add(add(sum(packet), addresses), u64::from(rest)))
+    let rest = u32::from_ne_bytes((len as u32 + u32::from(protocol)).to_be_bytes());
+    add(addresses, u64::from(rest))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::ip::{Cut, DEFAULT_TTL, Datagram, Header, MAX_PACKET, TCP, UDP, emit_h
 use crate::neighbor::Lookup;
 use crate::outbox::Reply;
 use crate::stack::context;
+use crate::tcp::{Ready, Train};
 use crate::stray::LIMIT as STRAYS_LIMIT;
 use crate::{Error, Host, Instant, Mac, Stack, Unknown, ndp};
 use alloc::vec::Vec;
@@ -14,6 +15,8 @@ use core::net::{IpAddr, Ipv4Addr};
 /// Steps without a frame (packets between two of our addresses, connections that wait for neighbours) in one call of
 /// `poll_frame`, so that a driver gets its turn.
 const BUDGET: usize = 512;
+/// What the headers of a large packet take at most: Ethernet, IPv6, TCP with options.
+const LARGE_HEADERS: usize = HEADER + 40 + 60;
 /// Destinations whose neighbour is remembered; a power of two.
 const CACHED_HOPS: usize = 256;
 
@@ -84,6 +87,22 @@ impl NextHopCache {
     }
 }
 
+/// A packet of [`Stack::poll_large`]: what a device needs to know to cut it. All in bytes but `frames`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Large {
+    /// Of the whole, with the Ethernet header.
+    pub len: usize,
+    /// Of all headers: each frame begins with them.
+    pub headers: u16,
+    /// Of the headers in front of TCP's.
+    pub transport: u16,
+    /// Of payload in each frame.
+    pub segment: u16,
+    /// Frames that it becomes.
+    pub frames: u16,
+    pub ipv6: bool,
+}
+
 /// Where a packet goes.
 enum Path {
     Wire(Mac),
@@ -128,6 +147,46 @@ impl Stack {
         }
         self.unfinished = true;
         None
+    }
+
+    /// Whether [`Self::poll_large`] would give something, with room for `bytes`.
+    pub fn has_large(&mut self, now: Instant, bytes: usize) -> bool {
+        self.next_train(now, bytes).is_some()
+    }
+
+    fn next_train(&mut self, now: Instant, bytes: usize) -> Option<(Ready, Train, Mac)> {
+        let most = bytes.min(usize::from(u16::MAX)).checked_sub(LARGE_HEADERS)?;
+        let (ready, train) = self.tcp.next_train(now, most as u64)?;
+        // Only where the way is known; the usual way finds it.
+        let mac = self.hops.get(now, self.neighbors.epoch(), ready.destination)?;
+        Some((ready, train, mac))
+    }
+
+    /// The next packet that is longer than a frame, for a device that cuts it into frames itself (TCP segmentation and
+    /// checksum offload): several segments of the connection whose turn it is, written to the front of `out`. None:
+    /// there is none now, and [`Self::poll_frame`] may have something all the same.
+    pub fn poll_large(&mut self, now: Instant, out: &mut [u8], host: &mut dyn Host) -> Option<Large> {
+        self.now = now;
+        let (ready, train, mac) = self.next_train(now, out.len())?;
+        let (source, destination) = (ready.source, ready.destination);
+        let start = HEADER + header_len(destination, false);
+        let built = self.tcp.emit_train(context!(self, now, host), ready, train, &mut out[start..])?;
+        let header = Header { source, destination, protocol: TCP, tos: built.tos, ttl: built.ttl };
+        emit_header(&mut out[HEADER..], &header, built.len, None, None);
+        self.finish(out, mac, &header, start + built.len);
+        let frames = train.segments as usize;
+        let bytes = start + built.len;
+        self.counters.frames_out += frames as u64;
+        self.counters.bytes_out += (bytes + (frames - 1) * (start + built.header)) as u64;
+        #[allow(clippy::cast_possible_truncation, reason = "less than 64 KiB")]
+        Some(Large {
+            len: bytes,
+            headers: (start + built.header) as u16,
+            transport: start as u16,
+            segment: train.payload as u16,
+            frames: train.segments as u16,
+            ipv6: destination.is_ipv6(),
+        })
     }
 
     fn step(&mut self, now: Instant, out: &mut [u8], host: &mut dyn Host) -> Step {

@@ -53,6 +53,7 @@ mod udp;
 mod wheel;
 
 pub use api::*;
+pub use egress::Large;
 pub use info::{CongestionState, TCP_INFO_BYTES, TcpInfo};
 pub use stack::{Stack, Unknown, Verdict};
 pub use stray::Stray;

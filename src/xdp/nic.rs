@@ -23,6 +23,9 @@ pub struct Nic {
     pub tx_queues: u32,
     /// Empty if the device does not say.
     pub driver: String,
+    /// Whether packets that leave by the kernel's own ways have their checksums when they are out: a veth pair hands them
+    /// over as they are.
+    pub finishes_checksums: bool,
     /// How the device spreads flows over queues; None if it does not say (veth, for one).
     pub rss: Option<Rss>,
     /// Addresses that the kernel's stack has on the device.
@@ -95,6 +98,7 @@ impl Nic {
             mtu,
             rx_queues,
             tx_queues,
+            finishes_checksums: driver(fd, &name) != "veth" || !leaves_checksums(fd, &name),
             driver: driver(fd, &name),
             rss: rss(fd, &name),
             addresses: kernel_addresses(&name)?,
@@ -144,6 +148,7 @@ impl Request {
 
 const SIOCETHTOOL: u64 = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_GRXFH: u32 = 0x29;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GRSSH: u32 = 0x46;
@@ -184,6 +189,13 @@ fn driver(fd: &OwnedFd, name: &str) -> String {
     }
     let bytes: Vec<u8> = words[1..9].iter().flat_map(|w| w.to_ne_bytes()).take_while(|&b| b != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether the kernel leaves checksums to the device.
+fn leaves_checksums(fd: &OwnedFd, name: &str) -> bool {
+    // struct ethtool_value.
+    let mut words = [ETHTOOL_GTXCSUM, 0];
+    ethtool(fd, name, &mut words).is_err() || words[1] != 0
 }
 
 fn rss(fd: &OwnedFd, name: &str) -> Option<Rss> {

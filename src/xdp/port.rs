@@ -1,6 +1,7 @@
 //! One queue of a device as a [`FrameIo`]: an AF_XDP socket with its UMEM and four rings (linux/if_xdp.h; the kernel's
 //! Documentation/networking/af_xdp.rst).
 
+mod large;
 mod open;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,6 +14,8 @@ use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
 
 use super::frames::{Frames, Place};
 use super::sys;
+use large::LargeSender;
+use sidestep_stack::Large;
 use crate::port::{FrameIo, PortCounters};
 
 /// Whether the device reads and writes our frames itself.
@@ -45,6 +48,9 @@ pub struct XdpOptions {
     pub busy_poll: bool,
     /// Let the kernel say when it must be called (XDP_USE_NEED_WAKEUP). Off, every flush is a system call.
     pub need_wakeup: bool,
+    /// Bulk goes in packets of 64 KiB that the kernel or the NIC cuts, through a packet socket, where frames are copied
+    /// anyway and somebody finishes checksums: every device but a veth whose `tx` offload is on.
+    pub large_sends: bool,
 }
 
 impl Default for XdpOptions {
@@ -60,6 +66,7 @@ impl Default for XdpOptions {
             zero_copy: ZeroCopy::Auto,
             busy_poll: false,
             need_wakeup: true,
+            large_sends: false,
         }
     }
 }
@@ -95,6 +102,7 @@ pub struct XdpPort {
     congested: bool,
     /// Packets that span several frames are put together and taken apart here.
     jumbo: Jumbo,
+    large: Option<LargeSender>,
     last_error: Option<Errno>,
     counters: PortCounters,
     descs: [FrameDesc; BATCH],
@@ -356,7 +364,23 @@ impl FrameIo for XdpPort {
         queued
     }
 
+    fn large_capacity(&self) -> usize {
+        self.large.as_ref().map_or(0, LargeSender::capacity)
+    }
+
+    fn transmit_large(&mut self, fill: impl FnOnce(&mut [u8]) -> Option<Large>) -> usize {
+        if self.large.is_none() {
+            return 0;
+        }
+        // What is in the ring came first.
+        self.flush();
+        self.large.as_mut().map_or(0, |large| large.send(&mut self.counters, fill))
+    }
+
     fn flush(&mut self) {
+        if let Some(large) = &mut self.large {
+            large.flush(&mut self.counters);
+        }
         // Without the flag (zero-copy, the driver already at work) the kernel finds the frames by itself.
         if self.unsent {
             if !self.options.need_wakeup || self.tx.needs_wakeup() {
@@ -399,7 +423,8 @@ impl FrameIo for XdpPort {
         if self.unsent {
             self.flush();
         }
-        self.congested && self.unsent || self.rx.nb_avail(1) > 0
+        let waits = self.large.as_ref().is_some_and(LargeSender::is_waiting);
+        waits || self.congested && self.unsent || self.rx.nb_avail(1) > 0
     }
 
     fn counters(&self) -> PortCounters {

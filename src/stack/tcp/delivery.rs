@@ -66,10 +66,6 @@ impl Delivery {
         self.limited_until = (self.delivered + in_flight).max(1);
     }
 
-    pub const fn is_limited(&self) -> bool {
-        self.limited_until > 0
-    }
-
     /// `bytes` were delivered; `latest`: when that of them left that was sent last, as far as that is certain.
     pub fn on_delivered(&mut self, now: Instant, bytes: u64, latest: Option<Instant>, least: Duration) -> Rate {
         let mut rate = Rate { delivered: self.delivered + bytes, ..Rate::default() };
@@ -139,7 +135,7 @@ mod tests {
         let second = delivery.on_delivered(at(550), 1000, Some(at(500)), Duration::ZERO);
         assert!(second.limited);
         assert_eq!(second.bytes_per_second, Some(20_000_000), "the pause before doesn't count");
-        assert!(!delivery.is_limited());
+        assert_eq!(delivery.limited_until, 0);
         delivery.on_sent(at(600), true);
         assert!(!delivery.on_delivered(at(650), 1000, Some(at(600)), Duration::ZERO).limited);
     }

@@ -152,10 +152,7 @@ impl Connection {
 
     /// Builds the segment at the front of `out`. None when `out` can't hold it.
     pub fn build(&mut self, cx: &mut Context<'_>, config: &TcpConfig, plan: Plan, out: &mut [u8]) -> Option<Emitted> {
-        if self.buffer.wants_more() && self.is_synchronized() {
-            let written = self.assembler.end().unwrap_or(0).max(self.rx_nxt).saturating_sub(FIRST);
-            self.buffer.ask(cx.host, self.token, self.rx_nxt, written);
-        }
+        self.before_data(cx);
         match plan {
             Plan::Reset => {
                 let mut header = self.header(RST | ACK, self.nxt, cx.now, &[]);
@@ -212,18 +209,31 @@ impl Connection {
                 if small && len > 0 {
                     self.small_end = self.nxt;
                 }
-                self.small_due = false;
                 if self.nxt >= self.tail {
                     self.cork_at = NEVER;
                 }
-                self.last_send = cx.now;
-                self.changed |= self.options.notsent_lowat > 0;
-                self.note_tail_probe(false);
-                self.note_use(cx.now, config);
-                self.note_sent(cx.now, config, len);
+                self.after_data(cx, config, len);
                 Some(sent)
             }
         }
+    }
+
+    /// A segment is about to be built: its window may need more memory.
+    pub(super) fn before_data(&mut self, cx: &mut Context<'_>) {
+        if self.buffer.wants_more() && self.is_synchronized() {
+            let written = self.assembler.end().unwrap_or(0).max(self.rx_nxt).saturating_sub(FIRST);
+            self.buffer.ask(cx.host, self.token, self.rx_nxt, written);
+        }
+    }
+
+    /// `len` bytes of new data have left.
+    pub(super) fn after_data(&mut self, cx: &Context<'_>, config: &TcpConfig, len: u32) {
+        self.small_due = false;
+        self.last_send = cx.now;
+        self.changed |= self.options.notsent_lowat > 0;
+        self.note_tail_probe(false);
+        self.note_use(cx.now, config);
+        self.note_sent(cx.now, config, len);
     }
 
     /// Sends the present state as an ACK at once, past the queue.
@@ -324,7 +334,7 @@ impl Connection {
         }
         // Something new soon after something came: an answer (tcp_event_data_sent of Linux).
         let answers =
-            len > 0 && seq == self.nxt && self.rx_nxt > FIRST && cx.now.since(self.stats.last_data_in) < ANSWER_TIME;
+            len > 0 && seq == self.nxt && self.is_answering(cx.now);
         let (marks, tos) = self.ecn.mark(len > 0 && seq == self.nxt);
         header.flags |= marks;
         let mut sent = self.finish_segment(&header, cx, out, len as usize)?;
@@ -335,7 +345,7 @@ impl Connection {
         Some((len, (sent, fin)))
     }
 
-    fn header<'a>(&mut self, flags: u8, seq: u64, now: Instant, sack: &'a [(u32, u32)]) -> Header<'a> {
+    pub(super) fn header<'a>(&mut self, flags: u8, seq: u64, now: Instant, sack: &'a [(u32, u32)]) -> Header<'a> {
         Header {
             source_port: self.key.local_port,
             destination_port: self.key.remote_port,
@@ -373,7 +383,7 @@ impl Connection {
     }
 
     /// Something is about to be in flight.
-    fn note_delivery(&mut self, now: Instant) {
+    pub(super) fn note_delivery(&mut self, now: Instant) {
         if let Some(delivery) = &mut self.delivery {
             delivery.on_sent(now, self.board.in_flight() == 0);
         }
@@ -396,7 +406,7 @@ impl Connection {
     }
 
     /// Everything received so far is about to be acknowledged.
-    const fn note_acked(&mut self) {
+    pub(super) const fn note_acked(&mut self) {
         self.acked = self.rx_nxt;
         self.ack_due = self.more_acks > 0;
         self.more_acks = self.more_acks.saturating_sub(1);
@@ -423,7 +433,7 @@ impl Connection {
     /// Payload of a full segment: no more than half of the largest window that the peer has had, or one segment would
     /// fill a small window and leave a rest that neither side may use: the sender waits for half of it, the receiver for
     /// a segment's length (RFC 9293 3.8.6.2). As tcp_bound_to_half_wnd() of Linux.
-    fn full_payload(&self) -> u64 {
+    pub(super) fn full_payload(&self) -> u64 {
         let bound = if self.max_window > DEFAULT_MSS { self.max_window / 2 } else { self.max_window };
         u64::from(self.payload_room()).min(bound.max(LEAST_PAYLOAD))
     }
@@ -436,6 +446,20 @@ impl Connection {
         };
         // MIN_MSS leaves room beside any options.
         self.full_segment() - sack
+    }
+
+    /// Whether new data that leaves now answers what has come.
+    pub(super) fn is_answering(&self, now: Instant) -> bool {
+        self.rx_nxt > FIRST && now.since(self.stats.last_data_in) < ANSWER_TIME
+    }
+
+    /// Whether the next segment carries SACK blocks.
+    pub(super) fn has_sack_blocks(&self) -> bool {
+        self.sack && (!self.assembler.is_empty() || self.duplicate.is_some())
+    }
+
+    pub(super) fn time_to_live(&self) -> u8 {
+        ttl(self.options.ttl)
     }
 
     fn sack_count(&self) -> usize {

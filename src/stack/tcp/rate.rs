@@ -139,6 +139,15 @@ impl Connection {
         self.pace_at = self.pace_at.max(now - credit) + time(u64::from(len));
     }
 
+    /// What may leave at once in so much time, if the connection is paced.
+    pub fn paced_bytes(&self, time: Duration) -> Option<u64> {
+        if self.pace_at == Instant::ZERO {
+            return None;
+        }
+        let bytes = u128::from(self.pacing_rate()) * time.as_nanos() / 1_000_000_000;
+        Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+    }
+
     /// When something that waits may leave, if only pacing holds it back.
     pub fn paced_until(&self, now: Instant) -> Option<Instant> {
         let waits = now < self.pace_at && (self.tail > self.nxt || self.board.has_lost());

@@ -217,6 +217,14 @@ impl Header<'_> {
         segment[16..18].copy_from_slice(&checksum.to_be_bytes());
     }
 
+    /// As [`Self::write`] for a device that makes checksums: the field has the pseudo-header's sum, as such devices want
+    /// it (virtio 1.2, 5.1.6.2).
+    pub fn write_for_device(&self, source: IpAddr, destination: IpAddr, segment: &mut [u8]) {
+        self.write_unsummed(segment);
+        let sum = crate::checksum::pseudo_header(source, destination, crate::ip::TCP, segment.len());
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    }
+
     /// As [`Self::write`], with 0 for the checksum: for segments that no wire carries.
     pub fn write_unsummed(&self, segment: &mut [u8]) {
         let len = self.len();

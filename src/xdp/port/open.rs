@@ -10,6 +10,7 @@ use xsk_rs::Socket;
 use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::umem::frame::FrameDesc;
 
+use super::large::LargeSender;
 use super::{BATCH, Jumbo, XdpOptions, XdpPort, ZeroCopy};
 use crate::port::{PortCounters, PortError};
 use crate::xdp::frames::{Frames, errno};
@@ -48,10 +49,23 @@ impl XdpPort {
         if !port.zero_copy {
             warn_of_known_panic(&nic);
         }
+        if options.large_sends && !port.zero_copy {
+            port.large = open_large(&nic);
+        }
         port.tune();
         port.refill();
         Ok(port)
     }
+}
+
+/// None where it can't be, which is no loss of function.
+fn open_large(nic: &Nic) -> Option<LargeSender> {
+    if !nic.finishes_checksums {
+        // Whoever takes the frames from the other end by XDP would see them without.
+        tracing::debug!(device = nic.name, "bulk goes frame by frame: the device leaves checksums unfinished (ethtool -K DEVICE tx off)");
+        return None;
+    }
+    LargeSender::open(nic).inspect_err(|why| tracing::debug!(device = nic.name, "bulk goes frame by frame: {why}")).ok()
 }
 
 /// Fragments that the kernel takes for one packet: MAX_SKB_FRAGS, and the linear part.
@@ -148,6 +162,7 @@ impl<'a> Prepared<'a> {
                 rx_bad: false,
                 tx: vec![0; joined],
             },
+            large: None,
             last_error: None,
             counters: PortCounters::default(),
             descs: [FrameDesc::default(); BATCH],

@@ -6,8 +6,8 @@ use crate::ip::{Cut, DEFAULT_TTL, Datagram, Header, MAX_PACKET, TCP, UDP, emit_h
 use crate::neighbor::Lookup;
 use crate::outbox::Reply;
 use crate::stack::context;
-use crate::tcp::{Ready, Train};
 use crate::stray::LIMIT as STRAYS_LIMIT;
+use crate::tcp::{Ready, Train};
 use crate::{Error, Host, Instant, Mac, Stack, Unknown, ndp};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr};

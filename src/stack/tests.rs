@@ -1,6 +1,7 @@
 //! Two stacks and a wire between them, in virtual time.
 
 mod hostile;
+mod large;
 mod link;
 mod sockets;
 
@@ -70,6 +71,9 @@ struct Node {
     events: Vec<Event>,
     /// The newest of each connection.
     states: BTreeMap<u64, TcpSnapshot>,
+    /// Its device cuts large packets; how many it has cut.
+    cuts: bool,
+    large: usize,
 }
 
 /// Two nodes, and the frames that went between them.
@@ -125,7 +129,14 @@ fn at_any(port: u16) -> ListenAddress {
 impl Node {
     fn new(config: StackConfig) -> Self {
         let seed = [config.mac[5]; 32];
-        Self { stack: Stack::new(config, seed), memory: Memory::default(), events: Vec::new(), states: BTreeMap::new() }
+        Self {
+            stack: Stack::new(config, seed),
+            memory: Memory::default(),
+            events: Vec::new(),
+            states: BTreeMap::new(),
+            cuts: false,
+            large: 0,
+        }
     }
 
     fn frame(&mut self, now: Instant, frame: &[u8]) -> Verdict {
@@ -136,7 +147,14 @@ impl Node {
     fn frames(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut out = vec![0; 9014];
         let mut frames = Vec::new();
-        while let Some(len) = self.stack.poll_frame(now, &mut out, &mut self.memory) {
+        loop {
+            while self.cuts && self.stack.has_large(now, 1 << 16) {
+                let mut packet = vec![0; 1 << 16];
+                let Some(large) = self.stack.poll_large(now, &mut packet, &mut self.memory) else { break };
+                self.large += 1;
+                frames.extend(large::cut(&packet[..large.len], &large));
+            }
+            let Some(len) = self.stack.poll_frame(now, &mut out, &mut self.memory) else { break };
             assert!(len <= self.stack.config().mtu + 14);
             frames.push(out[..len].to_vec());
         }

@@ -14,9 +14,9 @@ use xsk_rs::{CompQueue, FillQueue, RxQueue, TxQueue};
 
 use super::frames::{Frames, Place};
 use super::sys;
+use crate::port::{FrameIo, PortCounters};
 use large::LargeSender;
 use sidestep_stack::Large;
-use crate::port::{FrameIo, PortCounters};
 
 /// Whether the device reads and writes our frames itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

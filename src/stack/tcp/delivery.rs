@@ -114,7 +114,12 @@ mod tests {
         for step in 0..100u64 {
             let now = at(1000 + step * 10);
             if step >= 5 {
-                rates.push(delivery.on_delivered(now, 1000, Some(at(1000 + (step - 5) * 10)), Duration::from_micros(50)));
+                rates.push(delivery.on_delivered(
+                    now,
+                    1000,
+                    Some(at(1000 + (step - 5) * 10)),
+                    Duration::from_micros(50),
+                ));
             }
             delivery.on_sent(now, step == 0);
         }

@@ -62,13 +62,7 @@ impl Connection {
     }
 
     /// Builds them at the front of `out`. The checksum is the pseudo-header's: the device makes each segment's own.
-    fn build_train(
-        &mut self,
-        cx: &mut Context<'_>,
-        config: &TcpConfig,
-        train: Train,
-        out: &mut [u8],
-    ) -> Option<Built> {
+    fn build_train(&mut self, cx: &mut Context<'_>, config: &TcpConfig, train: Train, out: &mut [u8]) -> Option<Built> {
         let Train { segments, payload } = train;
         let total = segments * payload;
         let seq = self.nxt;

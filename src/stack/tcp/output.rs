@@ -333,8 +333,7 @@ impl Connection {
             return None;
         }
         // Something new soon after something came: an answer (tcp_event_data_sent of Linux).
-        let answers =
-            len > 0 && seq == self.nxt && self.is_answering(cx.now);
+        let answers = len > 0 && seq == self.nxt && self.is_answering(cx.now);
         let (marks, tos) = self.ecn.mark(len > 0 && seq == self.nxt);
         header.flags |= marks;
         let mut sent = self.finish_segment(&header, cx, out, len as usize)?;

@@ -167,7 +167,7 @@ fn what_cannot_be_sent_is_told() {
 }
 
 /// Moves what programs would: B echoes what it received, A reads it.
-fn echo(net: &mut Net, client: usize, remote: SocketAddr, len: usize) {
+pub(super) fn echo(net: &mut Net, client: usize, remote: SocketAddr, len: usize) {
     let server = B;
     let listener =
         net.nodes[server].stack.tcp_listen(Token(100), at_any(80), 16, CAPACITY, TcpOptions::default(), false);

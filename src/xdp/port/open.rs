@@ -62,7 +62,10 @@ impl XdpPort {
 fn open_large(nic: &Nic) -> Option<LargeSender> {
     if !nic.finishes_checksums {
         // Whoever takes the frames from the other end by XDP would see them without.
-        tracing::debug!(device = nic.name, "bulk goes frame by frame: the device leaves checksums unfinished (ethtool -K DEVICE tx off)");
+        tracing::debug!(
+            device = nic.name,
+            "bulk goes frame by frame: the device leaves checksums unfinished (ethtool -K DEVICE tx off)"
+        );
         return None;
     }
     LargeSender::open(nic).inspect_err(|why| tracing::debug!(device = nic.name, "bulk goes frame by frame: {why}")).ok()

@@ -17,8 +17,9 @@ pub const CASES: &[Case] = &[
     case("interop::senders_with_one_percent_loss", &["iperf3", "clang"], LONG, senders),
 ];
 
-/// What Sidestep's sender must reach of Linux's throughput under loss. The aim is 1; what is in the way is in docs/TCP.md.
-const LEAST: f64 = 0.2;
+/// What Sidestep's sender must reach of Linux's throughput under loss, by congestion control: the aim is 1 with each; half
+/// or less of what a quiet machine shows is asked of a busy one (1.6 to 2.5 times with CUBIC, 1.1 times with BBR).
+const CONTROLS: [(&str, f64); 2] = [("cubic", 0.7), ("bbr", 0.4)];
 
 /// What the middle box does, in parts of a million and microseconds.
 const ROUGH: [&str; 6] = ["drop=10000", "duplicate=10000", "reorder=30000", "corrupt=2000", "delay=200", "jitter=100"];
@@ -83,12 +84,15 @@ fn middle(pair: &Pair, space: usize, seed: u64, manners: &[&str]) -> Result<Prog
 }
 
 /// Sidestep's sender and Linux's by turns, to the same receiver, through the same XDP program that drops one data segment
-/// in a hundred at random.
+/// in a hundred at random. With the same congestion control on both sides: the kernel's default differs from machine to
+/// machine, and under loss it decides.
 fn senders(options: &Options) -> Result<Verdict> {
     let pair = Pair::new("loss")?;
     let here = (pair.a(), "l0", &["10.78.0.2/24"][..]);
     pair.lab.veth(&Veth { here, there: (pair.b(), "k1", &["10.78.0.1/24"]), queues: 1 })?;
     pair.b().finish_checksums("k1")?;
+    // As a wire would have it; then bulk can leave in large packets (docs/CONFIG.md, large_sends).
+    pair.a().finish_checksums("ss0")?;
     let object = pair.lab.file("drop.o");
     let source = repository().join("tests/e2e/programs/drop.bpf.c");
     let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
@@ -101,25 +105,36 @@ fn senders(options: &Options) -> Result<Verdict> {
     let engine = pair.engine(&Setup::default())?;
     let _ours = iperf3_listen(&pair, "iperf-k0", pair.b().command("iperf3"), PEER[0])?;
     let _theirs = iperf3_listen(&pair, "iperf-k1", pair.b().command("iperf3"), "10.78.0.1")?;
-    let (rounds, seconds) = if options.quick { (3, "2") } else { (5, "5") };
-    let (mut sidestep, mut linux) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        sidestep.push(iperf3_to(&pair.lab, engine.command("iperf3"), PEER[0], &["-t", seconds])?);
-        linux.push(iperf3_to(&pair.lab, pair.a().command("iperf3"), "10.78.0.1", &["-t", seconds])?);
+    let (rounds, seconds) = if options.quick { (3, "2") } else { (5, "4") };
+    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap_or_default();
+    let mut figures = Vec::new();
+    let mut busy = None;
+    for (control, least) in CONTROLS {
+        if !known.split_whitespace().any(|name| name == control) {
+            figures.push(format!("{control}: this kernel hasn't got it"));
+            continue;
+        }
+        let args = ["-t", seconds, "-C", control];
+        let (mut sidestep, mut linux) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            sidestep.push(iperf3_to(&pair.lab, engine.command("iperf3"), PEER[0], &args)?);
+            linux.push(iperf3_to(&pair.lab, pair.a().command("iperf3"), "10.78.0.1", &args)?);
+        }
+        for rates in [&mut sidestep, &mut linux] {
+            rates.sort_by(f64::total_cmp);
+        }
+        let (ours, theirs) = (sidestep[rounds / 2], linux[rounds / 2]);
+        let ratio = ours / theirs;
+        figures.push(format!("{control}: Sidestep {ours:.2}, Linux {theirs:.2}, {ratio:.2} times"));
+        if ratio < least {
+            ensure!(uneven(&linux), "{}; all: {sidestep:.2?} and {linux:.2?}", figures.join("; "));
+            busy = Some(format!("the machine is too busy to tell: Linux alone {linux:.2?} Gbit/s"));
+        }
     }
-    for rates in [&mut sidestep, &mut linux] {
-        rates.sort_by(f64::total_cmp);
-    }
-    let (ours, theirs) = (sidestep[rounds / 2], linux[rounds / 2]);
-    let ratio = ours / theirs;
-    let figure =
-        format!("Gbit/s with 1 % of data segments dropped, Sidestep {ours:.2}, Linux {theirs:.2}: {ratio:.2} times");
+    let figure = format!("Gbit/s with 1 % of data segments dropped, {}", figures.join("; "));
     engine_is_well(engine)?;
-    if ratio < LEAST && uneven(&linux) {
-        return Ok(Verdict::Skipped(format!(
-            "the machine is too busy to tell: Linux alone {linux:.2?} Gbit/s, {figure}"
-        )));
+    if let Some(why) = busy {
+        return Ok(Verdict::Skipped(format!("{why}; {figure}")));
     }
-    ensure!(ratio >= LEAST, "{figure}; all: {sidestep:.2?} and {linux:.2?}");
     Ok(Verdict::Figure(figure))
 }

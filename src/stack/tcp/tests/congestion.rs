@@ -116,6 +116,24 @@ fn dctcp_goes_by_how_much_is_marked() {
     assert!(seconds[0] * 1.5 < seconds[1], "{seconds:?}");
 }
 
+/// Two segments in a hundred are lost, though nothing is full.
+#[test]
+fn bbr_doesn_t_mind_losses() {
+    let mut seconds = [0.0; 2];
+    for (which, congestion) in [Congestion::Bbr, Congestion::Cubic].into_iter().enumerate() {
+        let config = TcpConfig { congestion, ..TcpConfig::default() };
+        let mut net = Net::listening(Pipe { loss: 20, config, ..big() });
+        let (client, server) = net.pair();
+        let start = net.now;
+        send(&mut net, client, server, 8_000_000);
+        seconds[which] = net.now.since(start).as_secs_f64();
+        assert!(net.ends[CLIENT].counters.tcp_retransmits > 50);
+        let info = net.info(CLIENT, client);
+        assert!(which == 1 || info.pacing_rate > 1_000_000 && info.cwnd > 20 * 1448, "{info:?}");
+    }
+    assert!(seconds[0] * 2.0 < seconds[1], "{seconds:?}");
+}
+
 /// The path becomes slow in one moment, so that the timer fires though nothing is lost. The window comes back.
 #[test]
 fn timeouts_that_were_mistakes_are_taken_back() {

@@ -396,7 +396,8 @@ impl FrameIo for XdpPort {
 
     fn is_due(&mut self) -> bool {
         // Busy polling has to ask the kernel.
-        self.options.busy_poll || self.unsent || self.rx.nb_avail(1) > 0
+        let waits = self.large.as_ref().is_some_and(LargeSender::is_waiting);
+        self.options.busy_poll || self.unsent || waits || self.rx.nb_avail(1) > 0
     }
 
     fn can_transmit(&mut self) -> bool {

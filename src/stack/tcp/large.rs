@@ -1,6 +1,6 @@
 //! Several full segments at once, for devices that cut packets themselves: one pass through the stack, one copy and one
 //! system call for all of them. Only the common case of a bulk transfer: whatever asks for more than the same header in
-//! front of each segment (a repair, SACK blocks, marks, a probe, a FIN, a last segment that isn't full) goes the usual
+//! front of each segment (a repair, SACK blocks, marks, records, a probe, a FIN, a last segment that isn't full) goes the usual
 //! way.
 
 use super::connection::{Connection, FIRST};
@@ -42,6 +42,7 @@ impl Connection {
             || self.tail_probe_due
             || !self.options.mtu_discovery.dont_fragment()
             || self.has_sack_blocks()
+            || self.record_end().is_some()
         {
             return None;
         }

@@ -109,6 +109,8 @@ pub(super) struct DatagramSocket {
     pub tx_head: u64,
     pub tx_tail: u64,
     pub connected: bool,
+    /// Among those of `Apps::leaving`.
+    pub leaving: bool,
 }
 
 /// Sockets, groups and what is to be rung.

@@ -317,9 +317,7 @@ impl Apps {
 
     fn command_datagram(&mut self, stack: &mut Stack, group: &Group, slot: u32, shared: &Slot, index: usize) {
         // Before the positions: whoever lets go has written before.
-        if !shared.is_held() && !self.leaving.contains(&(group.index, slot)) {
-            self.leaving.push((group.index, slot));
-        }
+        let held = shared.is_held();
         let wants = shared.request.load(Ordering::Acquire);
         let version = shared.options_version.load(Ordering::Acquire);
         let tx_tail = shared.tx_tail.load(Ordering::Acquire);
@@ -327,6 +325,12 @@ impl Apps {
         let remote = wanted_remote(shared);
         let Some(Socket { kind: Kind::Datagram(d), .. }) = self.at(index) else { return };
         let id = d.id;
+        let leaves = !held && !d.leaving;
+        d.leaving |= leaves;
+        if leaves {
+            self.leaving.push((group.index, slot));
+        }
+        let Some(Socket { kind: Kind::Datagram(d), .. }) = self.at(index) else { return };
         if tx_tail < d.tx_tail || tx_tail - d.tx_head > capacity {
             self.counters.hostile += 1;
             self.let_datagrams_go(stack);
@@ -453,7 +457,8 @@ impl Apps {
         reuse: bool,
     ) -> Result<(), Error> {
         let id = stack.udp_open_beside(token(group, slot), at, reuse)?;
-        let socket = DatagramSocket { id, rx_head: 0, rx_tail: 0, tx_head: 0, tx_tail: 0, connected: false };
+        let socket =
+            DatagramSocket { id, rx_head: 0, rx_tail: 0, tx_head: 0, tx_tail: 0, connected: false, leaving: false };
         self.insert(group, slot, Kind::Datagram(socket));
         Ok(())
     }

@@ -238,10 +238,7 @@ impl Sink {
 
 impl Program for Sink {
     fn start(&mut self, c: &mut Context<'_>) {
-        match listener(c, self.at, self.backlog) {
-            Ok(slot) => self.listener = Some(slot),
-            Err(errno) => self.stats.borrow_mut().note_failure(errno),
-        }
+        self.listener = listener(c, self.at, self.backlog, &self.stats);
     }
 
     fn ready(&mut self, c: &mut Context<'_>, slot: u32) {

@@ -163,12 +163,14 @@ fn socket_for(c: &mut Context<'_>, address: std::net::SocketAddr) -> Result<u32,
     c.open(if address.is_ipv4() { kind::TCP4 } else { kind::TCP6 })
 }
 
-/// A listening socket, or what went wrong.
-fn listener(c: &mut Context<'_>, address: std::net::SocketAddr, backlog: u32) -> Result<u32, Errno> {
-    let slot = socket_for(c, address)?;
-    c.session.bind(slot, address, 0)?;
-    c.session.listen(slot, backlog)?;
-    Ok(slot)
+/// A listening socket; without one the failure is counted.
+fn listener(c: &mut Context<'_>, address: std::net::SocketAddr, backlog: u32, stats: &Shared) -> Option<u32> {
+    let opened = socket_for(c, address).and_then(|slot| {
+        c.session.bind(slot, address, 0)?;
+        c.session.listen(slot, backlog)?;
+        Ok(slot)
+    });
+    opened.inspect_err(|errno| stats.borrow_mut().note_failure(*errno)).ok()
 }
 
 /// State by slot: slots are small numbers that come again.

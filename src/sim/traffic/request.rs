@@ -305,10 +305,7 @@ impl Served {
 
 impl Program for Responder {
     fn start(&mut self, c: &mut Context<'_>) {
-        match listener(c, self.at, self.backlog) {
-            Ok(slot) => self.listener = Some(slot),
-            Err(errno) => self.stats.borrow_mut().note_failure(errno),
-        }
+        self.listener = listener(c, self.at, self.backlog, &self.stats);
     }
 
     fn ready(&mut self, c: &mut Context<'_>, slot: u32) {
@@ -319,17 +316,13 @@ impl Program for Responder {
             }
             return;
         }
-        match self.serve(c, slot) {
-            Ok(true) => {}
-            Ok(false) => {
-                self.streams.remove(slot);
-                c.close(slot);
-            }
-            Err(errno) => {
-                self.streams.remove(slot);
-                c.close(slot);
-                self.stats.borrow_mut().note_failure(errno);
-            }
+        let outcome = self.serve(c, slot);
+        if outcome != Ok(true) {
+            self.streams.remove(slot);
+            c.close(slot);
+        }
+        if let Err(errno) = outcome {
+            self.stats.borrow_mut().note_failure(errno);
         }
     }
 

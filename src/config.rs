@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use sidestep_stack::{InterfaceAddress, Limits, Mac, Route, StaticNeighbor, TcpConfig};
+use sidestep_stack::{Congestion, InterfaceAddress, Limits, Mac, Route, StaticNeighbor, TcpConfig};
 
 pub use crate::xdp::{AttachMode, ZeroCopy};
 
@@ -168,6 +168,8 @@ impl Syscalls {
 #[derive(Clone, Debug, Default)]
 pub struct Tcp {
     pub stack: TcpConfig,
+    /// `stack.congestion` was written there. If not, an engine takes the machine's: see [`Tcp::on_this_machine`].
+    pub chosen: bool,
     /// None: by the number of connections.
     pub half_open: Option<usize>,
     pub time_wait_records: Option<usize>,
@@ -181,6 +183,24 @@ pub struct ConfigError {
     /// Line and column, from 1.
     pub position: Option<(usize, usize)>,
     pub what: String,
+}
+
+impl Tcp {
+    /// The stack's numbers, with the congestion control that the kernel has as its default (tcp(7),
+    /// `tcp_congestion_control`, of this network namespace) unless the configuration names one. A program that moves from
+    /// the kernel's stack to this one keeps what the machine's operator chose for the network. CUBIC where the stack has
+    /// none of that name.
+    #[must_use]
+    pub fn on_this_machine(&self) -> TcpConfig {
+        let mut stack = self.stack;
+        if !self.chosen
+            && let Ok(name) = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
+            && let Some(congestion) = Congestion::by_name(name.trim())
+        {
+            stack.congestion = congestion;
+        }
+        stack
+    }
 }
 
 impl Config {

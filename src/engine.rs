@@ -113,7 +113,7 @@ impl Engine {
             mailboxes: (0..count).map(|_| Mailbox::new()).collect::<Result<Vec<_>, _>>()?.into(),
             notices: Arc::new(Notices::new()?),
             limits: config.limits(),
-            tcp: config.tcp.stack,
+            tcp: config.tcp.on_this_machine(),
             latency_every: config.engine.latency_every,
             hook: additions.hook,
         };

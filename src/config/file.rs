@@ -392,9 +392,9 @@ pub fn tcp(table: &Spanned<DeTable<'_>>) -> Result<Tcp, Problem> {
     let s = Section::new("tcp", table, TCP_KEYS)?;
     let mut tcp = Tcp::default();
     let t = &mut tcp.stack;
-    let controls = Congestion::ALL.map(|c| (c.name(), c));
-    if let Some(c) = s.text("congestion", |t| choice(t, &controls))? {
-        t.congestion = c;
+    let [a, b, c, d] = Congestion::ALL.map(|c| (c.name(), Some(c)));
+    if let Some(Some(congestion)) = s.text("congestion", |t| choice(t, &[a, b, c, d, ("kernel", None)]))? {
+        (t.congestion, tcp.chosen) = (congestion, true);
     }
     if let Some(mode) = s.text("ecn", |t| choice(t, &ECN_MODES))? {
         t.ecn = mode;

@@ -45,7 +45,7 @@ impl Config {
 
     fn tcp_section(&self, line: &mut dyn FnMut(&str, &dyn Display)) {
         let t = &self.tcp.stack;
-        line("\n[tcp]\ncongestion", &quoted(t.congestion.name()));
+        line("\n[tcp]\ncongestion", &quoted(if self.tcp.chosen { t.congestion.name() } else { "kernel" }));
         let ecn = ECN_MODES.iter().find(|(_, mode)| *mode == t.ecn).map_or("off", |(name, _)| name);
         line("ecn", &quoted(ecn));
         let fast_open = FAST_OPEN_MODES.iter().find(|(_, bits)| FastOpen::from_bits(*bits) == t.fast_open);

@@ -82,7 +82,19 @@ fn every_key_arrives() {
     assert_eq!((i.rings.fill, i.rings.frames, i.rings.frame_bytes), (1024, 8192, 4096));
     assert_eq!((c.programs.spin, c.programs.loopback), (Duration::ZERO, Loopback::Stack));
     assert_eq!(c.programs.kernel_destinations, [("192.168.0.0".parse().unwrap(), 16)]);
+    assert_eq!((c.tcp.chosen, c.tcp.on_this_machine().congestion), (true, Congestion::Reno));
     assert_eq!((c.tcp.stack.min_rto, c.tcp.stack.sack, c.limits().half_open), (Duration::from_millis(5), false, 64));
+}
+
+#[test]
+fn the_machine_says_which_congestion_control_unless_the_configuration_does() {
+    let named = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap();
+    let machine = Congestion::by_name(named.trim()).unwrap_or(Congestion::Cubic);
+    for text in ["", "[tcp]\ncongestion = \"kernel\""] {
+        let tcp = parse(&format!("{SMALL}{text}")).unwrap().tcp;
+        assert_eq!((tcp.chosen, tcp.stack.congestion), (false, Congestion::Cubic));
+        assert_eq!(tcp.on_this_machine().congestion, machine);
+    }
 }
 
 #[test]
@@ -130,7 +142,7 @@ fn a_complaint_says_where_what_and_what_would_be_right() {
         ("[programs]\nkernel_destinations = [\"10.0.0.0/33\"]", "0 to 32"),
         ("[tcp]\ndelayed_ack = \"600ms\"", "RFC 1122"),
         ("[tcp]\nmin_rto = \"200s\"", "no more than max_rto"),
-        ("[tcp]\ncongestion = \"bbr\"", "\"cubic\", \"reno\""),
+        ("[tcp]\ncongestion = \"vegas\"", "\"cubic\", \"reno\""),
         ("[[interface]]\nname = \"eth2\"\naddresses = [\"10.0.0.3/24\"]", "one interface as yet"),
         ("name = ", "this is not TOML"),
     ];

@@ -20,4 +20,4 @@ pub mod nginx;
 pub mod parity;
 pub mod program;
 
-pub use cases::cases;
+pub use cases::{cases, soak};

@@ -38,6 +38,10 @@ cargo xtask sim-bars [--seed N] [--duration SECONDS]
     Builds, and runs the matrix of config/sim/bars.toml: the goodput of one simulated flow over paths of every length and
     loss, beside the CUBIC/Reno law. Fails when a line is below it.
 
+cargo xtask soak [--minutes N]
+    Runs six programs on one engine for N minutes (30) under a light load and fails on any error or growth. Needs root and
+    a release build.
+
 cargo xtask counts [--update]
     Counts the instructions of each stage of a packet's way under valgrind and compares with benches/counts.txt.
       --update       writes that file
@@ -72,6 +76,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "demo" => demo::main(&mut Options::new(rest)),
         "test" => test::main(&mut Options::new(rest)),
         "sim-bars" => sim_bars(&mut Options::new(rest)),
+        "soak" => soak(&mut Options::new(rest)),
         "counts" => counts::main(&mut Options::new(rest)),
         // The end-to-end tests alone, without building: what `test` starts with more rights than it has itself.
         "e2e" => test::end_to_end(&mut Options::new(rest)),
@@ -86,6 +91,14 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         }
         other => bail!("no command `{other}`\n{HELP}"),
     }
+}
+
+/// The long run.
+fn soak(options: &mut Options<'_>) -> Result<ExitCode> {
+    let minutes: u64 = options.value("--minutes")?.map_or(Ok(30), |text| text.parse())?;
+    options.end()?;
+    println!("{}", sidestep_e2e::soak(Duration::from_secs(minutes * 60))?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The simulator's yardstick.

@@ -25,9 +25,12 @@ mod scale;
 mod server;
 mod shards;
 mod shared;
+mod soak;
 mod stdio;
 mod suites;
 mod vanish;
+
+pub use soak::soak;
 
 use crate::engine::{Engine, Setup};
 use crate::files::sha256;
@@ -70,6 +73,7 @@ pub fn cases() -> Vec<Case> {
         flood::CASES,
         scale::CASES,
         posix::CASES,
+        soak::CASES,
         points::CASES,
         bench::CASES,
     ]

@@ -5,6 +5,7 @@ use core::ffi::{c_int, c_long};
 
 use libc::{AF_INET, AF_INET6, sigset_t};
 
+use crate::engine;
 use crate::errno;
 use crate::exports::{data, file, message, process, socket, wait};
 use crate::table;
@@ -41,6 +42,9 @@ pub unsafe fn emulate(number: c_long, a: &[usize; 6]) -> Option<isize> {
     let outcome = unsafe {
         match number {
             libc::SYS_socket if fd == AF_INET || fd == AF_INET6 => socket::socket(fd, second, a[2] as c_int) as isize,
+            // What goes through its rings is seen by nobody here: an epoll_ctl() for one of our sockets would watch the
+            // placeholder (libuv since 1.45 does that). Libraries do without where a kernel has none.
+            libc::SYS_io_uring_setup if engine::settings().is_some() => return Some(-(libc::ENOSYS as isize)),
             libc::SYS_bind if known => socket::bind(fd, a[1] as _, a[2] as _) as isize,
             libc::SYS_listen if known => socket::listen(fd, second) as isize,
             libc::SYS_connect if known => socket::connect(fd, a[1] as _, a[2] as _) as isize,

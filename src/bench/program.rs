@@ -33,11 +33,9 @@ impl Program {
         let slot = client.session().open(kind::TCP4)?;
         let program =
             Self { stream: TcpStream::from_slot(&client, slot), _engine: engine, client, slot, buffer: vec![0; size] };
-        program
-            .session()
-            .region()
-            .slot(slot)
-            .map(|s| s.status.store(status::OPEN | status::CONNECTED, Ordering::Release));
+        if let Some(shared) = program.session().region().slot(slot) {
+            shared.status.store(status::OPEN | status::CONNECTED, Ordering::Release);
+        }
         Ok(program)
     }
 

@@ -20,7 +20,7 @@ const MOST_PIECES: usize = 1024;
 /// # Safety
 /// The header's `msg_iov` is null or points to `msg_iovlen` pieces.
 unsafe fn pieces(header: &msghdr) -> io::Result<&[iovec]> {
-    let count = header.msg_iovlen as usize;
+    let count = header.msg_iovlen;
     match (header.msg_iov.is_null(), count) {
         (_, 0) => Ok(&[]),
         (_, n) if n > MOST_PIECES => bad(Errno::MSGSIZE),

@@ -63,7 +63,7 @@ fn what_is_lent_stays_where_it_is_while_streams_grow() {
         let now = [maps(&b, in_slot)[0], maps(&a, out_slot)[1]];
         switches_in += usize::from(now[0] != before[0]);
         switches_out += usize::from(now[1] != before[1]);
-        while_lent += usize::from(now[0] != before[0] && lent.as_ref().is_some_and(|l| l.len() > 0));
+        while_lent += usize::from(now[0] != before[0] && lent.as_ref().is_some_and(|l| !l.is_empty()));
         before = now;
         if let Some(mut room) = room {
             let n = numbers.below(room.len() + 1);

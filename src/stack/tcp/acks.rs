@@ -289,11 +289,12 @@ impl Connection {
     /// was none, or a duplicate ACK that says nothing else.
     fn on_tail_probe_acked(&mut self, now: Instant, ack: u64, news: &News, sacked: bool, other: bool) {
         self.tail_probe_due &= !self.board.is_empty();
-        let Some((end, repetition)) = self.tail_probe else { return };
+        let Some(probe) = self.tail_probe else { return };
+        let end = probe.end();
         if ack < end {
             return;
         }
-        if !repetition || news.twice {
+        if !probe.is_repetition() || news.twice {
             self.tail_probe = None;
         } else if ack > end {
             self.tail_probe = None;

@@ -25,6 +25,7 @@ use crate::{Congestion, Error, Instant, Stream, TcpConfig, TcpOptions, TcpSnapsh
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::net::IpAddr;
+use core::num::NonZeroU64;
 use core::time::Duration;
 
 /// Position of a SYN.
@@ -78,6 +79,28 @@ pub(super) struct Setup<'a> {
     pub mtu: usize,
     pub path_mtu: usize,
     pub loopback: bool,
+}
+
+/// No range: see [`Connection::duplicate`].
+pub(super) const NO_RANGE: (u64, u64) = (0, 0);
+
+/// SND.NXT when a tail loss probe left, and whether the probe was a repetition, in one word.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TailProbe(NonZeroU64);
+
+impl TailProbe {
+    /// None for an end of 0, which is no position of a stream.
+    pub fn new(end: u64, repetition: bool) -> Option<Self> {
+        NonZeroU64::new(end << 1 | u64::from(repetition)).filter(|_| end > 0).map(Self)
+    }
+
+    pub const fn end(self) -> u64 {
+        self.0.get() >> 1
+    }
+
+    pub const fn is_repetition(self) -> bool {
+        self.0.get() & 1 == 1
+    }
 }
 
 #[derive(Debug)]
@@ -181,8 +204,8 @@ pub(super) struct Connection {
     pub probe_due: bool,
     /// A tail loss probe (RFC 8985 7): nothing came back for two round trips.
     pub tail_probe_due: bool,
-    /// SND.NXT at the last tail loss probe until it is acknowledged, and whether the probe was a repetition.
-    pub tail_probe: Option<(u64, bool)>,
+    /// The last tail loss probe until it is acknowledged.
+    pub tail_probe: Option<TailProbe>,
     /// Send what the window allows though it is little: the override of RFC 9293 3.8.6.2.1.
     pub small_due: bool,
 
@@ -224,8 +247,9 @@ pub(super) struct Connection {
     pub quick_acks: u8,
     /// The program answers what it gets, so ACKs may wait for its answers.
     pub interactive: bool,
-    /// A range that came twice, for the next ACK (RFC 2883).
-    pub duplicate: Option<(u64, u64)>,
+    /// A range that came twice, for the next ACK (RFC 2883). `(0, 0)`: none, which no range can be; an Option would take
+    /// eight bytes more in every connection.
+    pub duplicate: (u64, u64),
     answers: u8,
     answers_since: Instant,
     pub stats: Stats,
@@ -330,7 +354,7 @@ impl Connection {
             acked: ORIGIN,
             quick_acks: QUICK_ACKS,
             interactive: false,
-            duplicate: None,
+            duplicate: NO_RANGE,
             answers: 0,
             answers_since: now,
             stats: Stats::new(now),
@@ -683,7 +707,7 @@ mod tests {
     fn small_enough() {
         // With what the tables and the shard keep beside it, an idle connection must stay below 1,024 bytes: see
         // tests/memory.rs of the root package.
-        assert!(size_of::<Connection>() <= 800, "{} bytes", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 784, "{} bytes", size_of::<Connection>());
     }
 
     #[test]

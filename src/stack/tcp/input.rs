@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::assembler::most_ranges;
-use super::connection::{Agreed, Connection, FIRST, NEVER, ORIGIN};
+use super::connection::{Agreed, Connection, FIRST, NEVER, NO_RANGE, ORIGIN};
 use super::ecn::{self, Reaction};
 use super::isn;
 use super::output::reply_reset;
@@ -241,7 +241,7 @@ impl Connection {
         }
         let end = seq + segment.payload.len() as u64;
         if self.sack && end <= self.rx_nxt && seq < end {
-            self.duplicate = Some((seq, end));
+            self.duplicate = (seq, end);
         }
         self.ack_due = true;
         if self.state == TcpState::SynReceived {
@@ -284,7 +284,7 @@ impl Connection {
         if start < self.rx_nxt && start < end {
             let old = (self.rx_nxt - start).min(data.len() as u64);
             if self.sack {
-                self.duplicate = Some((start, start + old));
+                self.duplicate = (start, start + old);
             }
             #[allow(clippy::cast_possible_truncation)]
             {
@@ -332,7 +332,7 @@ impl Connection {
             self.rx_nxt += 1;
             self.peer_finished = true;
             self.changed = true;
-            self.duplicate = None;
+            self.duplicate = NO_RANGE;
             self.interactive = true;
             self.ack_due = !waits;
             self.on_peer_finished(cx);
@@ -389,7 +389,7 @@ impl Connection {
                 && let Some(twice) = self.assembler.overlap(start, end)
             {
                 // RFC 2883 4.1: what came twice, even if it is a part only.
-                self.duplicate = Some(twice);
+                self.duplicate = twice;
                 if twice == (start, end) {
                     return true;
                 }
@@ -407,10 +407,10 @@ impl Connection {
         self.changed = true;
         if !self.assembler.is_empty() {
             if self.sack
-                && self.duplicate.is_none()
+                && self.duplicate == NO_RANGE
                 && let Some(twice) = self.assembler.overlap(start, end)
             {
-                self.duplicate = Some(twice);
+                self.duplicate = twice;
             }
             self.rx_nxt = self.assembler.advance(end);
             self.ack_due = true;

@@ -1,7 +1,7 @@
 //! What a connection sends next, and the segment for it. Deciding changes nothing and building follows the decision,
 //! so "is there something to send" and "send it" can't disagree.
 
-use super::connection::{Connection, FIRST, NEVER, ORIGIN};
+use super::connection::{Connection, FIRST, NEVER, NO_RANGE, ORIGIN, TailProbe};
 use super::flow::FlowKey;
 use super::recovery::Phase;
 use super::segment::{ACK, FIN, Header, MAX_SACK, MIN_HEADER, PSH, RST, SYN, TIMESTAMP_SPACE};
@@ -398,7 +398,7 @@ impl Connection {
 
     fn note_tail_probe(&mut self, repetition: bool) {
         if core::mem::take(&mut self.tail_probe_due) {
-            self.tail_probe = Some((self.nxt, repetition));
+            self.tail_probe = TailProbe::new(self.nxt, repetition);
             // RFC 8985 7.3: the other timer starts anew.
             self.retransmit_at = NEVER;
         }
@@ -410,7 +410,7 @@ impl Connection {
         self.ack_due = self.more_acks > 0;
         self.more_acks = self.more_acks.saturating_sub(1);
         self.ack_at = NEVER;
-        self.duplicate = None;
+        self.duplicate = NO_RANGE;
     }
 
     /// The window field, and with it the edge up to which the peer may send.
@@ -454,7 +454,7 @@ impl Connection {
 
     /// Whether the next segment carries SACK blocks.
     pub(super) fn has_sack_blocks(&self) -> bool {
-        self.sack && (!self.assembler.is_empty() || self.duplicate.is_some())
+        self.sack && (!self.assembler.is_empty() || self.duplicate != NO_RANGE)
     }
 
     pub(super) fn time_to_live(&self) -> u8 {
@@ -462,7 +462,7 @@ impl Connection {
     }
 
     fn sack_count(&self) -> usize {
-        if !self.sack || self.assembler.is_empty() && self.duplicate.is_none() {
+        if !self.sack || self.assembler.is_empty() && self.duplicate == NO_RANGE {
             return 0;
         }
         self.sack_blocks(&mut [(0, 0); MAX_SACK])
@@ -470,13 +470,13 @@ impl Connection {
 
     /// The blocks for the next ACK: D-SACK first (RFC 2883), then what came last (RFC 2018).
     fn sack_blocks(&self, out: &mut [(u32, u32); MAX_SACK]) -> usize {
-        if !self.sack || self.assembler.is_empty() && self.duplicate.is_none() {
+        if !self.sack || self.assembler.is_empty() && self.duplicate == NO_RANGE {
             return 0;
         }
         let limit = if self.timestamps { MAX_SACK - 1 } else { MAX_SACK };
         let mut blocks = [(0, 0); MAX_SACK];
-        let first = usize::from(self.duplicate.is_some());
-        blocks[0] = self.duplicate.unwrap_or((0, 0));
+        let first = usize::from(self.duplicate != NO_RANGE);
+        blocks[0] = self.duplicate;
         let count = first + self.assembler.report(&mut blocks[first..limit]);
         for (block, (left, right)) in out.iter_mut().zip(&blocks[..count]) {
             *block = (self.receive_sequence(*left), self.receive_sequence(*right));

@@ -17,7 +17,13 @@ pub const CASES: &[Case] = &[
     case("raw::static_programs_are_refused", &["cc"], SHORT, static_programs),
 ];
 
-const SAID: &str = "thread\nfork\n3900000 bytes\nvfork\ndone\n";
+/// What raw.c says when the library serves it.
+const SERVED: &str = "thread\nfork\n3900000 bytes\nvfork\nring refused\ndone\n";
+
+/// Whether that is what raw.c says when the kernel serves it. Kernels may refuse rings too.
+fn by_the_kernel(said: &str) -> bool {
+    [SERVED.to_owned(), SERVED.replace("refused", "for the kernel to say")].iter().any(|all| all == said)
+}
 
 /// Builds raw.c.
 fn build(lab: &Lab, name: &str, options: &[&str]) -> Result<PathBuf> {
@@ -47,7 +53,7 @@ fn by_function(_: &Options) -> Result<Verdict> {
     let program = build(&lab, "raw", &[])?;
     for options in [&[][..], &["--syscalls", "dispatch"]] {
         let (said, connections) = run(&lab, &engine, options, &program, "function")?;
-        ensure!(said == SAID && connections == 2, "{options:?}: {connections} connections, {said}");
+        ensure!(said == SERVED && connections == 2, "{options:?}: {connections} connections, {said}");
     }
     Ok(Verdict::Passed)
 }
@@ -57,10 +63,10 @@ fn by_instruction(_: &Options) -> Result<Verdict> {
     let engine = Engine::start(&lab, lab.space(space), "engine", &alone(1))?;
     let program = build(&lab, "raw", &[])?;
     let (said, connections) = run(&lab, &engine, &["--syscalls", "dispatch"], &program, "instruction")?;
-    ensure!(said == SAID && connections == 2, "{connections} connections, {said}");
+    ensure!(said == SERVED && connections == 2, "{connections} connections, {said}");
     // Without it nothing is caught: what docs/POSIX.md says.
     let (said, connections) = run(&lab, &engine, &[], &program, "instruction")?;
-    ensure!(said == SAID && connections == 0, "{connections} connections, {said}");
+    ensure!(by_the_kernel(&said) && connections == 0, "{connections} connections, {said}");
     Ok(Verdict::Passed)
 }
 
@@ -89,7 +95,7 @@ fn static_programs(_: &Options) -> Result<Verdict> {
     // One that a program starts runs, on the kernel's network, and that is said.
     let mut line = engine.command("sh");
     let ended = lab.run(line.args(["-c", "\"$0\" function; exit 5"]).arg(&program), TRANSFER)?;
-    ensure!(ended.code() == 5 && ended.stdout == SAID, "{} {}", ended.code(), ended.stdout);
+    ensure!(ended.code() == 5 && by_the_kernel(&ended.stdout), "{} {}", ended.code(), ended.stdout);
     ensure!(ended.stderr.contains("statically linked"), "it ran on the kernel without a word: {}", ended.stderr);
     Ok(Verdict::Passed)
 }

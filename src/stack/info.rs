@@ -71,6 +71,7 @@ pub struct TcpInfo {
     /// Bytes a second; 0: not paced, or not bounded.
     pub pacing_rate: u64,
     pub max_pacing_rate: u64,
+    /// Bytes a second that arrive, by the last sample; 0 with congestion control that doesn't measure it (all but BBR).
     pub delivery_rate: u64,
     pub delivery_rate_app_limited: bool,
     /// Segments.

@@ -33,6 +33,8 @@ pub(super) struct Delivery {
     /// Samples of what leaves before so much is delivered measure the program; 0: they measure the path.
     limited_until: u64,
     notes: VecDeque<Note>,
+    /// The last sample that says something of the path, in bytes a second, and whether the program held it down.
+    shown: (u64, bool),
 }
 
 impl Delivery {
@@ -59,6 +61,11 @@ impl Delivery {
                 self.notes.push_back(note);
             }
         }
+    }
+
+    /// For TCP_INFO, as Linux has it: the last sample, where one that the program held down counts only if it is higher.
+    pub const fn shown(&self) -> (u64, bool) {
+        self.shown
     }
 
     /// Nothing is left to send though more might be in flight, which is `in_flight` now.
@@ -93,6 +100,9 @@ impl Delivery {
             let nanos = interval.as_nanos();
             let per_second = u128::from(self.delivered - note.delivered) * 1_000_000_000 / nanos;
             rate.bytes_per_second = u64::try_from(per_second).ok();
+            if let Some(speed) = rate.bytes_per_second.filter(|speed| !rate.limited || *speed >= self.shown.0) {
+                self.shown = (speed, rate.limited);
+            }
         }
         rate
     }
@@ -140,6 +150,7 @@ mod tests {
         let second = delivery.on_delivered(at(550), 1000, Some(at(500)), Duration::ZERO);
         assert!(second.limited);
         assert_eq!(second.bytes_per_second, Some(20_000_000), "the pause before doesn't count");
+        assert_eq!(delivery.shown(), (20_000_000, true));
         assert_eq!(delivery.limited_until, 0);
         delivery.on_sent(at(600), true);
         assert!(!delivery.on_delivered(at(650), 1000, Some(at(600)), Duration::ZERO).limited);

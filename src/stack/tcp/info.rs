@@ -45,6 +45,8 @@ impl Connection {
             ssthresh: bytes(self.congestion.threshold()),
             pacing_rate: Some(self.pacing_rate()).filter(|rate| *rate != u64::MAX).unwrap_or(0),
             max_pacing_rate: self.options.max_pacing_rate,
+            delivery_rate: self.delivery.as_ref().map_or(0, |delivery| delivery.shown().0),
+            delivery_rate_app_limited: self.delivery.as_ref().is_some_and(|delivery| delivery.shown().1),
             in_flight: counts.unacked + syn,
             sacked: counts.sacked,
             lost: counts.lost,

@@ -13,6 +13,9 @@ use crate::errno::{self, Errno};
 use crate::socket::Socket;
 use crate::{memory, real};
 
+/// A bit in [`Socket::touched`] for each.
+const _: () = assert!(Setting::COUNT <= u64::BITS as usize);
+
 /// Bits of `Socket::wants`: control messages for recvmsg().
 pub mod wants {
     /// IP_PKTINFO.

@@ -50,7 +50,7 @@ pub struct Socket {
     pub send_timeout: AtomicU64,
     /// Options that were set, as bits by [`Setting::index`], and their values: to be repeated on a slot that is claimed
     /// later.
-    pub touched: AtomicU32,
+    pub touched: AtomicU64,
     pub settings: [AtomicU32; Setting::COUNT],
     /// Control messages that recvmsg() is to give, as bits of [`options`].
     pub wants: AtomicU32,
@@ -172,7 +172,7 @@ impl Socket {
             connecting: AtomicBool::new(false),
             receive_timeout: AtomicU64::new(0),
             send_timeout: AtomicU64::new(0),
-            touched: AtomicU32::new(0),
+            touched: AtomicU64::new(0),
             settings: [const { AtomicU32::new(0) }; Setting::COUNT],
             wants: AtomicU32::new(0),
             starved: AtomicU32::new(0),
@@ -269,7 +269,8 @@ impl Socket {
         for flag in [&self.connecting, &self.many, &self.nonblock] {
             flag.store(false, Ordering::Relaxed);
         }
-        for number in [&self.touched, &self.wants, &self.starved] {
+        self.touched.store(0, Ordering::Relaxed);
+        for number in [&self.wants, &self.starved] {
             number.store(0, Ordering::Relaxed);
         }
         self.receive_timeout.store(0, Ordering::Relaxed);

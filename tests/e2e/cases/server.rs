@@ -301,15 +301,17 @@ pub fn iperf3_to(lab: &Lab, mut command: Command, address: &str, args: &[&str]) 
     command.args(["-c", address, "-J", "--connect-timeout", "5000"]).args(args);
     let mut report = Value::Null;
     let mut last: Result<()> = Ok(());
-    // Between two tests the server closes its listening socket and opens it again: refused, or reset in its queue, is
-    // no failure then.
+    // Between two tests the server closes its listening socket and opens it again, and it may not have noticed yet that
+    // the last client went: refused, reset in its queue, or told to come again is no failure then.
     let attempt = || {
         last = (|| -> Result<()> {
             let ended = lab.run(&mut command, TRANSFER)?;
             report = serde_json::from_str(&ended.stdout).with_context(|| format!("iperf3: {}", ended.stdout))?;
             Ok(())
         })();
-        let refused = report["error"].as_str().is_some_and(|e| e.contains("Connection re"));
+        let refused = report["error"]
+            .as_str()
+            .is_some_and(|e| ["Connection re", "try again later"].iter().any(|known| e.contains(known)));
         (last.is_err() || !refused).then_some(())
     };
     until(std::time::Duration::from_secs(5), attempt);

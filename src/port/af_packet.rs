@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::batch::{BatchSocket, Beside};
 use super::checksum::finish_checksum;
@@ -101,15 +101,7 @@ fn open_socket(nic: &Nic, fanout: Option<u16>) -> io::Result<OwnedFd> {
     const PACKET_AUXDATA: i32 = 8;
     const PACKET_FANOUT: i32 = 18;
     const PACKET_IGNORE_OUTGOING: i32 = 23;
-    let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // Protocol 0: nothing arrives before bind says from where.
-    // SAFETY: plain arguments.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = crate::xdp::packet_socket()?;
     let set = |level, name, value| crate::xdp::set_int_option(fd.as_fd(), level, name, value);
     set(libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
     set(libc::SOL_PACKET, PACKET_AUXDATA, 1)?;

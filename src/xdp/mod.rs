@@ -24,4 +24,4 @@ mod sys;
 
 pub use port::{XdpOptions, XdpPort, ZeroCopy};
 pub use steering::{AttachMode, Heartbeat, MAX_QUEUES, SteerCounters, Steering};
-pub(crate) use sys::set_int_option;
+pub(crate) use sys::{packet_socket, set_int_option};

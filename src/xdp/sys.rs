@@ -44,6 +44,18 @@ pub fn xdp_program_id(ifindex: u32) -> Option<u32> {
     (rc == 0 && id != 0).then_some(id)
 }
 
+/// A packet socket (packet(7)) that gets nothing until it is bound to a protocol.
+pub fn packet_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: plain arguments.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// setsockopt(2) with an `int`.
 pub fn set_int_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: the pointer and length describe `value`, which lives through the call.

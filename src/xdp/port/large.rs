@@ -3,7 +3,7 @@
 //! NIC, cut it into frames: as for its own TCP. Only ever sends; what arrives comes through the rings.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
@@ -42,15 +42,7 @@ impl LargeSender {
     /// The kernel has no packet sockets, or the process no right to them.
     pub fn open(nic: &Nic) -> io::Result<Self> {
         const PACKET_VNET_HDR: i32 = 15;
-        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        // Protocol 0: nothing ever arrives.
-        // SAFETY: plain arguments.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = sys::packet_socket()?;
         sys::set_int_option(socket.as_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
         let _ = sys::set_int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SOCKET_BUFFER);
         // SAFETY: all zeros is a valid sockaddr_ll.
